@@ -15,7 +15,7 @@ from torch import Tensor
 
 logger = logging.getLogger(__name__)
 
-ImageDistance = Callable[[Tensor, Tensor], float]  # [H, W, 3] sRGB in [0, 1], twice
+ImageDistance = Callable[[Tensor, Tensor], Tensor]  # [V, H, W, 3] in [0, 1], twice -> [V]
 
 # The trunk that `lpips` takes from torchvision (AlexNet_Weights.IMAGENET1K_V1). The package brings
 # only its own linear layers; the trunk has to be in torch's hub folder already.
@@ -76,7 +76,7 @@ def load_lpips() -> tuple[ImageDistance | None, str]:
     """The LPIPS distance (Zhang et al. 2018, AlexNet) if it can be had without a download.
 
     Returns:
-        The distance of two pictures, or None; and which network it is or why there is none.
+        The distance of pairs of pictures, or None; and which network it is or why there is none.
     """
     trunk = Path(torch.hub.get_dir()) / "checkpoints" / LPIPS_TRUNK_FILE
     if not is_installed("lpips"):
@@ -89,10 +89,8 @@ def load_lpips() -> tuple[ImageDistance | None, str]:
         return None, f"lpips does not load: {error}"
     logger.info("LPIPS: AlexNet, weights from %s", trunk)
 
-    def distance(first: Tensor, second: Tensor) -> float:
-        pair = [
-            image.detach().cpu().float().permute(2, 0, 1)[None] * 2 - 1 for image in (first, second)
-        ]
-        return float(network(*pair))
+    def distance(images: Tensor, targets: Tensor) -> Tensor:
+        pair = [x.detach().cpu().float().permute(0, 3, 1, 2) * 2 - 1 for x in (images, targets)]
+        return network(*pair).flatten()
 
     return distance, "alex"
