@@ -1,0 +1,158 @@
+"""Pictures as tensors: premultiplying, resizing, 8-bit conversion and contact sheets.
+
+Colours are sRGB in [0, 1] and straight (not premultiplied) unless a name says otherwise.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import torch
+from torch import Tensor
+
+from .cameras import resize_cameras
+from .keying import key_uniform_background
+from .structures import Views
+
+__all__ = [
+    "composite",
+    "contact_sheet",
+    "from_uint8",
+    "key_uniform_background",
+    "premultiply",
+    "resize_views",
+    "to_uint8",
+    "unpremultiply",
+]
+
+SMALLEST_ALPHA = 1e-4  # below it a colour is 0: 1/40 of the smallest step of an 8-bit mask
+BICUBIC_A = -0.5  # Keys 1981: the kernel that reproduces quadratics; Pillow and torch antialias
+
+
+def composite(
+    images: Tensor,  # [..., H, W, 3]
+    masks: Tensor,  # [..., H, W]
+    background: tuple[float, float, float] = (1.0, 1.0, 1.0),
+) -> Tensor:  # [..., H, W, 3]
+    """Straight colours laid over one background colour, in display (sRGB) values."""
+    alphas = masks[..., None]
+    return images * alphas + images.new_tensor(background) * (1 - alphas)
+
+
+def premultiply(images: Tensor, masks: Tensor) -> Tensor:  # [..., 3], [...] -> [..., 3]
+    """Straight colours times coverage."""
+    return images * masks[..., None]
+
+
+def unpremultiply(premultiplied: Tensor, masks: Tensor) -> Tensor:  # [..., 3], [...] -> [..., 3]
+    """Straight colours of premultiplied ones, clamped to [0, 1]; black where coverage is 0."""
+    alphas = masks[..., None]
+    straight = premultiplied / alphas.clamp_min(SMALLEST_ALPHA)
+    return torch.where(alphas >= SMALLEST_ALPHA, straight, 0.0).clamp(0, 1)
+
+
+def to_uint8(values: Tensor) -> Tensor:
+    """Values in [0, 1] as rounded bytes of the same shape; what lies outside is clamped."""
+    return (values.detach().float().clamp(0, 1) * 255).round().to(torch.uint8)
+
+
+def from_uint8(values: Tensor) -> Tensor:
+    """Bytes as float32 in [0, 1] of the same shape."""
+    return values.float() / 255
+
+
+def resize_views(views: Views, width: int, height: int) -> Views:
+    """The same views at another picture size; cameras and normals follow.
+
+    Colours are resampled premultiplied, so the background never bleeds into the object. Per axis:
+    exact area averaging when shrinking, bicubic (Keys 1981) when enlarging, clamped to [0, 1].
+
+    Args:
+        views: Views of any size.
+        width: New width in pixels.
+        height: New height in pixels.
+
+    Returns:
+        Views whose straight colours are black where the coverage is 0.
+    """
+    if width < 1 or height < 1:
+        raise ValueError(f"resize_views: size must be positive, got {width}x{height}")
+    if (width, height) == (views.cameras.width, views.cameras.height):
+        return views
+    masks = _resample(views.masks[..., None], width, height)[..., 0].clamp(0, 1)
+    colours = _resample(premultiply(views.images, views.masks), width, height)
+    normals = views.normals
+    if normals is not None:
+        normals = _resample(normals, width, height)
+        length = normals.norm(dim=-1, keepdim=True)
+        # opposite normals cancel: below half length the direction is unknown
+        normals = torch.where(length > 0.5, normals / length.clamp_min(0.5), 0.0)
+    return dataclasses.replace(
+        views,
+        images=unpremultiply(colours, masks),
+        masks=masks,
+        cameras=resize_cameras(views.cameras, width, height),
+        normals=normals,
+    )
+
+
+def _resample(pictures: Tensor, width: int, height: int) -> Tensor:  # [V, H, W, C]
+    rows = _resampling_weights(pictures.shape[1], height).to(pictures)
+    columns = _resampling_weights(pictures.shape[2], width).to(pictures)
+    return torch.einsum("yh,vhwc,xw->vyxc", rows, pictures, columns)
+
+
+def _resampling_weights(source: int, target: int) -> Tensor:  # [target, source]
+    """Row i holds the weights of the source pixels in target pixel i; each row sums to 1."""
+    scale = source / target
+    if target <= source:  # share of each source pixel that the target pixel covers
+        low = torch.arange(target, dtype=torch.float64)[:, None] * scale
+        left = torch.arange(source, dtype=torch.float64)[None]
+        overlap = torch.minimum(low + scale, left + 1) - torch.maximum(low, left)
+        return overlap.clamp_min(0) / scale
+    centre = (torch.arange(target, dtype=torch.float64) + 0.5) * scale - 0.5
+    first = centre.floor().long() - 1
+    weights = torch.zeros(target, source, dtype=torch.float64)
+    for tap in range(4):
+        index = first + tap
+        value = _keys_kernel((centre - index).abs())
+        weights.scatter_add_(1, index.clamp(0, source - 1)[:, None], value[:, None])
+    return weights / weights.sum(1, keepdim=True)
+
+
+def _keys_kernel(x: Tensor) -> Tensor:
+    a = BICUBIC_A
+    near = ((a + 2) * x - (a + 3)) * x * x + 1
+    far = ((a * x - 5 * a) * x + 8 * a) * x - 4 * a
+    return torch.where(x <= 1, near, torch.where(x < 2, far, 0.0))
+
+
+def contact_sheet(
+    images: Tensor,  # [V, H, W, 3]
+    columns: int | None = None,
+    gap: int = 4,
+) -> Tensor:  # [H', W', 3]
+    """All pictures in one, row by row on white.
+
+    Args:
+        images: Colours in [0, 1]. [V, H, W, 3]
+        columns: Pictures per row; None makes the sheet about square.
+        gap: White pixels between neighbours.
+
+    Returns:
+        The sheet. [rows * (H + gap) - gap, columns * (W + gap) - gap, 3]
+    """
+    count, height, width, _ = images.shape
+    if count == 0:
+        raise ValueError("contact_sheet: no pictures")
+    columns = math.ceil(math.sqrt(count)) if columns is None else min(columns, count)
+    if columns < 1:
+        raise ValueError(f"contact_sheet: columns must be at least 1, got {columns}")
+    rows = math.ceil(count / columns)
+    sheet = images.new_ones(rows * (height + gap) - gap, columns * (width + gap) - gap, 3)
+    for index, image in enumerate(images):
+        top = index // columns * (height + gap)
+        left = index % columns * (width + gap)
+        sheet[top : top + height, left : left + width] = image
+    return sheet
