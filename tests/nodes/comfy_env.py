@@ -30,6 +30,7 @@ from typing import NamedTuple
 REPOSITORY = Path(__file__).resolve().parents[2]
 ENVIRONMENT = REPOSITORY / ".venv-comfy"
 HOST_TESTS = Path(__file__).resolve().parent / "host"
+INSIDE = "V3D_TESTS_INSIDE_COMFYUI"  # set for the Python that runs tests/nodes/host
 INSTALL_TIMEOUT_S = 1800  # about 100 wheels; torch alone is up to 3 GB on Linux with CUDA
 
 # Data that ComfyUI only serves to its front end; 420 MB that no test looks at.
@@ -182,17 +183,21 @@ def host_environment(host: Host) -> dict[str, str]:
         **os.environ,
         "COMFYUI_PATH": str(host.comfyui),
         "COMFYUI_PYTHON": str(host.python),
+        INSIDE: "1",
         "PYTHONDONTWRITEBYTECODE": "1",
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
     }
 
 
-def test_command(host: Host, *options: str) -> list[str]:
-    """The command that runs the host tests with the host's interpreter."""
-    return [str(host.python), "-m", "pytest", str(HOST_TESTS), *options]
+def host_test_command(host: Host, *options: str) -> list[str]:
+    """The command that runs the host tests with the host's interpreter, from ComfyUI's folder.
 
-
-test_command.__test__ = False  # a name pytest would collect
+    This repository must not be on the import path there: its package `nodes` would hide
+    ComfyUI's module of that name.
+    """
+    settings = ["-c", str(REPOSITORY / "pyproject.toml"), "--rootdir", str(REPOSITORY)]
+    settings += ["-o", "pythonpath=", "-p", "no:cacheprovider"]
+    return [str(host.python), "-m", "pytest", *settings, str(HOST_TESTS), *options]
 
 
 def main() -> int:
@@ -208,8 +213,8 @@ def main() -> int:
     sys.stdout.flush()
     if not arguments.test:
         return 0
-    command = test_command(host, *options)
-    return subprocess.run(command, cwd=REPOSITORY, env=host_environment(host)).returncode
+    command = host_test_command(host, *options)
+    return subprocess.run(command, cwd=host.comfyui, env=host_environment(host)).returncode
 
 
 if __name__ == "__main__":

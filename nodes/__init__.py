@@ -1,0 +1,16 @@
+"""The ComfyUI adapters: each node converts, calls one function of v3d_core, converts back."""
+
+from __future__ import annotations
+
+from comfy_api.v0_0_2 import ComfyExtension, io
+
+from .orbit import V3DOrbitCameras
+from .splats import V3DFitSplat
+from .views import V3DPosedViews
+
+
+class V3DExtension(ComfyExtension):
+    """All nodes, in the order of the pipeline."""
+
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        return [V3DOrbitCameras, V3DPosedViews, V3DFitSplat]

@@ -1,0 +1,60 @@
+"""Real ComfyUI for the tests of this folder: its modules in process, and a running server."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).resolve().parent
+REPOSITORY = HERE.parents[2]
+PACK = "v3d_pack"  # any name: ComfyUI derives one from the folder
+
+
+def _load(name: str, path: Path, **options):
+    spec = importlib.util.spec_from_file_location(name, path, **options)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+# Helpers of this folder; it is on no import path, so they are loaded under their own names.
+bootstrap = _load("bootstrap", HERE / "bootstrap.py")
+if "comfy.cli_args" not in sys.modules:
+    bootstrap.make_importable("--cpu", "--disable-api-nodes")
+    _load("comfy_server", HERE / "comfy_server.py")
+    _load("ui_to_api", HERE / "ui_to_api.py")
+    _load("scenes", HERE / "scenes.py")
+    # the way ComfyUI loads a pack: from its folder, under a made-up name
+    pack = _load(PACK, REPOSITORY / "__init__.py", submodule_search_locations=[str(REPOSITORY)])
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory):
+    """ComfyUI on a fresh base directory with this pack and nothing else in custom_nodes."""
+    from comfy_server import ComfyServer
+
+    base = tmp_path_factory.mktemp("comfyui")
+    (base / "custom_nodes").mkdir()
+    os.symlink(REPOSITORY, base / "custom_nodes" / "ComfyUI-V3D", target_is_directory=True)
+    running = ComfyServer(base)
+    try:
+        running.wait_until_ready()
+        yield running
+    finally:
+        running.stop()
+
+
+@pytest.fixture
+def host_folders(tmp_path, monkeypatch):
+    """Input, output and temp folders of the in-process host, all below tmp_path."""
+    import folder_paths
+
+    for kind in ("input", "output", "temp"):
+        (tmp_path / kind).mkdir()
+        monkeypatch.setattr(folder_paths, f"{kind}_directory", str(tmp_path / kind))
+    return tmp_path

@@ -1,0 +1,53 @@
+"""An asymmetric coloured object made of Gaussians, exact cameras and pictures of it."""
+
+from __future__ import annotations
+
+import sys
+
+import torch
+
+PACK = "v3d_pack"
+
+
+def pack(module: str):
+    """A module of the pack, loaded the way ComfyUI loads it."""
+    __import__(f"{PACK}.{module}")
+    return sys.modules[f"{PACK}.{module}"]
+
+
+def asymmetric_splats(degree: int = 0):
+    """A red ball right, a green ball on top, a blue ball towards +Z, a grey bar left: no symmetry."""
+    structures = pack("v3d_core.structures")
+    colours = [(0.9, 0.1, 0.1), (0.1, 0.8, 0.1), (0.1, 0.2, 0.9), (0.5, 0.5, 0.5)]
+    centres = [(0.5, 0.0, 0.0), (0.0, 0.55, 0.0), (0.0, -0.1, 0.5), (-0.45, -0.25, -0.1)]
+    spreads = [(0.1, 0.1, 0.1), (0.08, 0.16, 0.08), (0.07, 0.07, 0.07), (0.2, 0.06, 0.06)]
+    count = 300
+    generator = torch.Generator().manual_seed(5)
+    means, dc = [], []
+    for centre, spread, colour in zip(centres, spreads, colours, strict=True):
+        direction = torch.nn.functional.normalize(
+            torch.randn(count, 3, generator=generator), dim=-1
+        )
+        means.append(torch.tensor(centre) + direction * torch.tensor(spread))
+        dc.append(((torch.tensor(colour) - 0.5) / 0.28209479).expand(count, 3))
+    total = count * len(centres)
+    sh = torch.zeros(total, (degree + 1) ** 2, 3)
+    sh[:, 0] = torch.cat(dc)
+    if degree:
+        sh[:, 1:] = 0.2 * torch.randn(sh[:, 1:].shape, generator=generator)
+    return structures.GaussianSplats(
+        means=torch.cat(means),
+        scales=torch.full((total, 3), 0.025),
+        quats=torch.tensor([1.0, 0, 0, 0]).repeat(total, 1),
+        opacities=torch.full((total,), 0.95),
+        sh=sh,
+    )
+
+
+def orbit_frames(views: int = 6, size: int = 64):
+    """White-background frames, masks and cameras of the asymmetric object, by our own renderer."""
+    cameras_module = pack("v3d_core.cameras")
+    render = pack("v3d_core.splats.raster").render_splats
+    cameras = cameras_module.orbit_cameras(cameras_module.Orbit(num_views=views), size, size)
+    picture = render(asymmetric_splats(), cameras)
+    return picture.colours, picture.alphas, cameras
