@@ -1,0 +1,68 @@
+"""Settings of the splat fit, and the presets. Sources of the numbers: `docs/provenance.md`."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class SplatFitConfig:
+    """One flat record; fractions are of the whole run, lengths in units of the object's size."""
+
+    # run
+    steps: int = 500  # optimiser steps
+    views_per_step: int = 2  # pictures rendered per step; more is smoother and slower per step
+    resolution: int = 256  # longer side of the pictures that are fitted, px; 0 = as they are
+    seed: int = 0  # start points, order of views, backgrounds
+    # splats
+    initial_splats: int = 12_000  # spread over the visual hull's surface
+    max_splats: int = 20_000  # budget that densification grows to
+    sh_degree: int = 0  # 0 = colour does not change with the view, as V3D; up to 3
+    hull_resolution: int = 128  # voxels along the object's longest side
+    # loss
+    ssim_weight: float = 0.2  # share of 1 - SSIM against L1
+    mask_weight: float = 0.2  # of the L1 distance between coverage and mask
+    opacity_weight: float = 0.0  # of the mean opacity, as V3D's undocumented 0.1
+    drop_rate: float = 0.0
+    flat_weight: float = 0.0
+    needle_weight: float = 0.0
+    random_background: bool = True  # a new background colour per picture and step
+    # learning rates of Adam; positions in units of the object's size
+    means_rate: float = 8e-4
+    means_rate_end: float = 2e-5  # log-linear to this at the end of the run
+    scales_rate: float = 1e-2
+    quats_rate: float = 5e-3
+    opacities_rate: float = 5e-2
+    sh_rate: float = 1.5e-2
+    # densification
+    densify_from: float = 0.1  # fraction of the run
+    densify_until: float = 0.7
+    densify_rounds: int = 8
+    prune_opacity: float = 0.005  # below this a splat is removed
+
+    def __post_init__(self) -> None:
+        positive = ("steps", "views_per_step", "initial_splats", "max_splats", "hull_resolution")
+        for name in positive:
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.resolution < 0 or 0 < self.resolution < 16:
+            raise ValueError(f"resolution must be 0 or at least 16 px, got {self.resolution}")
+        if self.sh_degree not in (0, 1, 2, 3):
+            raise ValueError(f"sh_degree must be 0 to 3, got {self.sh_degree}")
+
+    def with_changes(self, **changes: int | float | bool | None) -> SplatFitConfig:
+        """Copy with the given fields replaced; `None` keeps the value."""
+        kept = {name: value for name, value in changes.items() if value is not None}
+        return dataclasses.replace(self, **kept)  # type: ignore[arg-type]
+
+
+SPLAT_PRESETS: dict[str, SplatFitConfig] = {
+    "draft": SplatFitConfig(
+        steps=200, resolution=128, initial_splats=6_000, max_splats=8_000, densify_rounds=3
+    ),
+    "normal": SplatFitConfig(),
+    "best": SplatFitConfig(
+        steps=1500, resolution=512, initial_splats=20_000, max_splats=40_000, densify_rounds=12
+    ),
+}
