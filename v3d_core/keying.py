@@ -9,13 +9,13 @@ from torch import Tensor
 BORDER_SHARE = 0.005  # width of the border ring that is looked at, as a share of the shorter side
 UNIFORM_SHARE = 0.75  # of the ring must have the background colour; an object may touch the rest
 BORDER_SIGMAS = 4.0  # of the border's noise still count as background in the first flood fill
-HALO_QUANTILE = 0.9  # of the differences beside the outline is called the noise there
-HALO_TIMES = 5.0  # that noise, which has long tails, is the second one's tolerance
+HALO_QUANTILE = 0.95  # of the differences beside the outline is called the noise there
+HALO_TIMES = 4.0  # that noise, which has long tails, is the second one's tolerance
 FIRST_TOLERANCE = 8 / 255  # largest channel difference of the first flood fill
 LOWEST_TOLERANCE = 3 / 255  # of the second one, where the first finds no noise
 HIGHEST_TOLERANCE = 24 / 255  # more spread than this is a pattern, not noise
 HALO_PX = (2.0, 8.0)  # where compression noise is measured: an 8 x 8 block around the outline
-COMPRESSION_NOISE = 1 / 255  # more noise than that beside the outline means JPEG or video
+COMPRESSION_NOISE = 0.5 / 255  # more noise than that beside the outline means JPEG or video
 HALO_CHROMA_PX = 3.5  # how far halved chroma bleeds out of the object, with its filter
 HALO_LUMA_SHARE = 0.25  # of the luma contrast further inside: less is bled chroma, not object
 LUMA_WEIGHTS = (0.299, 0.587, 0.114)  # ITU-R BT.601, the Y of JPEG
