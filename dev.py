@@ -29,12 +29,16 @@ def wanted_stamp():
 def install():
     """Make the environment, or bring it up to date; raises CalledProcessError or OSError."""
     stamp = STAMP.read_text(encoding="utf-8") if STAMP.exists() else ""
-    if stamp == wanted_stamp():
+    python = BIN / ("python" + EXE)
+    if stamp == wanted_stamp() and python.exists():
         return
     print(f"Installing into {VENV}; the first time takes minutes (torch).", file=sys.stderr)
-    if not stamp.startswith(f"{ROOT}\n"):  # none, half made, or made for another folder
-        subprocess.run([sys.executable, "-m", "venv", "--clear", str(VENV)], check=True)
-    pip = [str(BIN / ("python" + EXE)), "-m", "pip", "--disable-pip-version-check", "install"]
+    VENV.mkdir(exist_ok=True)
+    if not (stamp.startswith(f"{ROOT}\n") and python.exists()):
+        # one that was made here for another folder is emptied, one without a stamp is not ours
+        clear = ["--clear"] if stamp else []
+        subprocess.run([sys.executable, "-m", "venv", *clear, str(VENV)], check=True)
+    pip = [str(python), "-m", "pip", "--disable-pip-version-check", "install"]
     subprocess.run([*pip, "--upgrade", "pip"], check=True)
     subprocess.run(
         [*pip, "-c", str(ROOT / "constraints.txt"), "-e", str(ROOT) + "[cli,dev]"], check=True
