@@ -32,6 +32,11 @@ def imports(path: Path, source: str) -> Iterator[tuple[int, str]]:
                 yield node.lineno, (".." if node.level else "") + ".".join([*base, alias.name])
 
 
+def module_level_lines(source: str) -> set[int]:
+    """Lines of the statements that run when a module is imported."""
+    return {node.lineno for node in ast.parse(source).body}
+
+
 def breaches(sources: dict[Path, str]) -> list[str]:
     """Every broken rule in files given by their path from the repository root."""
     found = []
@@ -52,7 +57,8 @@ def breaches(sources: dict[Path, str]) -> list[str]:
                 name == bad or name.startswith(bad + ".") for bad in STARTS_PROGRAMS_OR_CONNECTIONS
             ):
                 found.append(f"{where}; the pack starts no programs and opens no connections")
-            if parts[0] in OPTIONAL and not (core and own == "backends"):
+            kernel_source = core and own == "kernels" and parts[0] == "warp"
+            if parts[0] in OPTIONAL and not kernel_source and not (core and own == "backends"):
                 found.append(f"{where}; optional packages come through v3d_core/backends.py")
             if not core:
                 continue
@@ -61,6 +67,8 @@ def breaches(sources: dict[Path, str]) -> list[str]:
             target = parts[1] if relative and len(parts) > 1 else ""
             if target in STAGES and target != own and own not in ASSEMBLERS:
                 found.append(f"{where}; stages meet in v3d_core/structures.py only")
+            if target == "kernels" and own != "kernels" and line in module_level_lines(source):
+                found.append(f"{where} when loaded; kernels need Warp, import them at first use")
             if target in ("cli", "reconstruct") and own not in ASSEMBLERS:
                 found.append(f"{where}; only the command line may")
             if own == "structures" and relative:
@@ -93,6 +101,7 @@ def test_shipped_files_keep_every_layer_rule():
         ("nodes/mesh.py", "from v3d_core.structures import Mesh", "absolutely"),
         ("v3d_core/splats/raster.py", "import gsplat", "backends.py"),
         ("nodes/mesh.py", "def f():\n    import xatlas", "backends.py"),
+        ("v3d_core/splats/raster.py", "from ..kernels import splat_tiles", "first use"),
         ("v3d_core/structures.py", "from .cameras import look_at", "torch alone"),
         ("v3d_core/splats/fit.py", "from ..cli import main", "command line"),
         ("nodes/mesh.py", "import subprocess", "no programs"),
@@ -111,6 +120,8 @@ def test_a_planted_breach_is_found(path, source, complaint):
         ("v3d_core/splats/fit.py", "from ..structures import Views\nfrom .densify import split"),
         ("v3d_core/cli.py", "from .splats.fit import fit_splats\nfrom .mesh import clean"),
         ("v3d_core/backends.py", "def f():\n    import gsplat"),
+        ("v3d_core/kernels/splat_tiles.py", "import warp as wp"),
+        ("v3d_core/splats/raster.py", "def f():\n    from ..kernels import splat_tiles"),
         ("nodes/mesh.py", "from ..v3d_core.structures import Mesh\nimport comfy.utils"),
     ],
 )

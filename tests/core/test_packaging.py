@@ -34,7 +34,9 @@ def test_requirements_file_equals_project_dependencies():
 def test_pack_requires_nothing_the_host_owns_and_pins_nothing():
     dependencies = PROJECT["project"]["dependencies"]
     assert not package_names(dependencies) & HOST_OWNS
-    assert all(re.fullmatch(r"[a-z0-9-]+>=[\d.]+", line) for line in dependencies)
+    # an upper bound only where newer versions leave out hardware that the older ones serve
+    loose = [line for line in dependencies if not line.startswith("warp-lang>=")]
+    assert all(re.fullmatch(r"[a-z0-9-]+>=[\d.]+", line) for line in loose)
 
 
 def test_constraints_pin_torch_and_only_torch():
