@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from comfy_api.v0_0_2 import ComfyExtension, io
 
+from .mesh import V3DExportMesh, V3DMeshFromSplat
 from .orbit import V3DOrbitCameras
 from .splats import V3DFitSplat
 from .views import V3DPosedViews
@@ -13,4 +14,10 @@ class V3DExtension(ComfyExtension):
     """All nodes, in the order of the pipeline."""
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [V3DOrbitCameras, V3DPosedViews, V3DFitSplat]
+        return [
+            V3DOrbitCameras,
+            V3DPosedViews,
+            V3DFitSplat,
+            V3DMeshFromSplat,
+            V3DExportMesh,
+        ]

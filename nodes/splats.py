@@ -109,7 +109,9 @@ class V3DFitSplat(io.ComfyNode):
         return io.NodeOutput(splat, json.dumps(fit.report, indent=2))
 
 
-def config_from_widgets(preset: str, *, seed: int, sh_degree: int, **widgets: int) -> SplatFitConfig:
+def config_from_widgets(
+    preset: str, *, seed: int, sh_degree: int, **widgets: int
+) -> SplatFitConfig:
     """The preset with every widget that is not 0 (sh_degree: not negative) put over it."""
     changes = {name: value or None for name, value in widgets.items()}
     degree = None if sh_degree < 0 else sh_degree

@@ -33,7 +33,9 @@ class V3DPosedViews(io.ComfyNode):
                     tooltip="All frames of the orbit as one batch, in the order of the cameras. "
                     "With a fourth channel, that is the alpha.",
                 ),
-                V3DCameras.Input("cameras", tooltip="One camera for each image, in the same order."),
+                V3DCameras.Input(
+                    "cameras", tooltip="One camera for each image, in the same order."
+                ),
                 io.Mask.Input(
                     "masks",
                     optional=True,

@@ -69,7 +69,7 @@ def find_or_build(*, build: bool = True) -> Host:
     python = _interpreter(ENVIRONMENT)
     stamp = ENVIRONMENT / "built-for.txt"
     wanted = _fingerprint(comfyui)
-    if stamp.is_file() and stamp.read_text() == wanted and python.is_file():
+    if stamp.is_file() and stamp.read_text() == wanted and _starts(python):
         return Host(comfyui, python, "")
     if not build:
         return Host(comfyui, None, "run `python tests/nodes/comfy_env.py` to build .venv-comfy")
@@ -80,23 +80,23 @@ def find_or_build(*, build: bool = True) -> Host:
     return Host(comfyui, python, "")
 
 
+def _starts(python: Path) -> bool:
+    """False when the environment is gone, or the one it borrows torch from."""
+    find = "import importlib.util as u, sys; sys.exit(u.find_spec('torch') is None)"
+    return python.is_file() and subprocess.run([python, "-c", find]).returncode == 0
+
+
 def _interpreter(environment: Path) -> Path:
     windows = os.name == "nt"
     return environment / ("Scripts" if windows else "bin") / ("python.exe" if windows else "python")
 
 
 def _fingerprint(comfyui: Path) -> str:
-    """Changes when any file that decides what is installed changes."""
-    sources = [
-        comfyui / "requirements.txt",
-        REPOSITORY / "requirements.txt",
-        REPOSITORY / "constraints.txt",
-        Path(__file__),
-    ]
-    digest = hashlib.sha256(sys.version.encode() + str(sys.prefix).encode())
-    for source in sources:
-        digest.update(source.read_bytes() if source.is_file() else b"-")
-    return digest.hexdigest()
+    """Changes with everything that decides what is installed."""
+    constraints = REPOSITORY / "constraints.txt"
+    pins = constraints.read_text(encoding="utf-8") if constraints.is_file() else ""
+    recipe = [*_requirements(comfyui), *TORCH_SIBLINGS, pins, str(ENVIRONMENT)]
+    return hashlib.sha256("\n".join(recipe).encode()).hexdigest()
 
 
 def _build(comfyui: Path) -> str:
@@ -161,7 +161,9 @@ def _mend_torchaudio(python: Path) -> str:
     probe = [str(python), "-c", "import torchaudio"]
     if subprocess.run(probe, capture_output=True).returncode == 0:
         return ""
-    find = "import importlib.util as u; print(u.find_spec('torchaudio').submodule_search_locations[0])"
+    find = (
+        "import importlib.util as u; print(u.find_spec('torchaudio').submodule_search_locations[0])"
+    )
     found = subprocess.run([python, "-c", find], capture_output=True, text=True)
     if found.returncode:
         return "torchaudio was not installed"

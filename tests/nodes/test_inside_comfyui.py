@@ -29,7 +29,12 @@ def test_every_host_test_passes_inside_comfyui(tmp_path, record_property):
     command = comfy_env.host_test_command(host, "-q", f"--junitxml={report}")
     environment = comfy_env.host_environment(host)
     done = subprocess.run(
-        command, cwd=host.comfyui, env=environment, capture_output=True, text=True, timeout=TIMEOUT_S
+        command,
+        cwd=host.comfyui,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
     )
     assert report.is_file(), f"pytest did not start:\n{done.stdout[-4000:]}\n{done.stderr[-2000:]}"
     cases = list(ElementTree.parse(report).iter("testcase"))

@@ -1,6 +1,6 @@
 """Starts ComfyUI's main.py, or makes its modules importable, in an environment of `comfy_env.py`.
 
-    python tests/nodes/host/bootstrap.py --cpu --port 8200 --base-directory DIR
+python tests/nodes/host/bootstrap.py --cpu --port 8200 --base-directory DIR
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def make_importable(*options: str) -> None:
         import comfy.options
 
         comfy.options.enable_args_parsing()
-        import comfy.cli_args  # noqa: F401
+        import comfy.cli_args
     finally:
         sys.argv = kept
 

@@ -110,7 +110,9 @@ def test_padding_of_a_host_splat_is_dropped_and_batches_are_refused():
         for name in fields
     }
     count = splat.positions.shape[1]
-    assert len(convert.splats_from_host(Types.SPLAT(**padded, counts=torch.tensor([count])))) == count
+    assert (
+        len(convert.splats_from_host(Types.SPLAT(**padded, counts=torch.tensor([count])))) == count
+    )
     twice = {name: tensor.repeat(2, *[1] * (tensor.ndim - 1)) for name, tensor in padded.items()}
     with pytest.raises(ValueError, match="2 splats came in one batch but 1 is needed"):
         convert.splats_from_host(Types.SPLAT(**twice))

@@ -48,7 +48,7 @@ def test_a_clockwise_orbit_is_the_counter_clockwise_one_backwards():
 
 
 def test_a_frame_that_the_orbit_lacks_is_named_with_the_number_of_frames():
-    with pytest.raises(ValueError, match="V3D Orbit Cameras: frame 18 .* 18 frames"):
+    with pytest.raises(ValueError, match=r"^V3D Orbit Cameras: frame 18 .* 18 frames"):
         orbit({"orbit": "v3d"}, frame=18)
 
 

@@ -1,0 +1,91 @@
+"""Files and folders inside the folders ComfyUI gives us; no name leads out of them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import folder_paths
+
+DEMO = "demo orbit (shipped)"
+DEMO_FOLDER = Path(__file__).resolve().parents[1] / "v3d_core" / "data" / "demo_orbit"
+IN_OUTPUT = " [output]"  # ComfyUI's own mark for names below the output folder
+PICTURES = (".png", ".jpg", ".jpeg", ".webp")
+SEARCH_DEPTH = 3  # folders below input and output that are listed
+
+
+def view_folders() -> list[str]:
+    """Choices of V3D Load Views: the demo, then folders with frames in input and output."""
+    given = _folders(Path(folder_paths.get_input_directory()), frames_are_enough=True)
+    made = _folders(Path(folder_paths.get_output_directory()), frames_are_enough=False)
+    return [DEMO, *given, *(name + IN_OUTPUT for name in made)]
+
+
+def view_folder(name: str) -> Path:
+    """The folder of a choice; raises ValueError for names that lead anywhere else."""
+    if name == DEMO:
+        return DEMO_FOLDER
+    in_output = name.endswith(IN_OUTPUT)
+    base = folder_paths.get_output_directory() if in_output else folder_paths.get_input_directory()
+    relative = name[: -len(IN_OUTPUT)] if in_output else name
+    folder = Path(os.path.abspath(os.path.join(base, relative)))
+    if not folder.is_relative_to(os.path.abspath(base)):
+        raise ValueError(f"the folder {relative!r} lies outside {base}; move it there")
+    if not folder.is_dir():
+        raise ValueError(f"there is no folder {folder}; press R to renew the list of folders")
+    return folder
+
+
+def folder_state(folder: Path) -> str:
+    """Changes when a file in the folder does: names, sizes and times, not contents."""
+    with os.scandir(folder) as entries:
+        states = [(entry.name, entry.stat()) for entry in entries if entry.is_file()]
+    return repr(sorted((name, state.st_size, state.st_mtime_ns) for name, state in states))
+
+
+def output_path(prefix: str, suffix: str) -> tuple[Path, str]:
+    """The next free `prefix_00001_suffix` below the output folder, and its subfolder there.
+
+    `prefix` may hold folders and ComfyUI's %date% marks; one that leads out of the output folder
+    is an error.
+    """
+    base = folder_paths.get_output_directory()
+    wanted = Path(os.path.abspath(os.path.join(base, os.path.normpath(prefix))))
+    if not wanted.is_relative_to(os.path.abspath(base)) or wanted == Path(os.path.abspath(base)):
+        raise ValueError(
+            f"filename_prefix {prefix!r} leads out of the output folder {base}; "
+            "use a name like 3d/mesh"
+        )
+    folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(prefix, base)
+    return Path(folder) / f"{name}_{counter:05}_{suffix}", subfolder
+
+
+def _folders(base: Path, frames_are_enough: bool) -> list[str]:
+    found = (folder for folder in _below(base, SEARCH_DEPTH))
+    return [
+        folder.relative_to(base).as_posix()
+        for folder in found
+        if _holds_views(folder, frames_are_enough)
+    ]
+
+
+def _below(base: Path, depth: int) -> Iterator[Path]:
+    if depth == 0 or not base.is_dir():
+        return
+    for entry in sorted(base.iterdir()):
+        if entry.is_dir() and not entry.name.startswith("."):
+            yield entry
+            yield from _below(entry, depth - 1)
+
+
+def _holds_views(folder: Path, frames_are_enough: bool) -> bool:
+    pictures = 0
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith("transforms") and entry.name.endswith(".json"):
+                return True
+            pictures += entry.name.lower().endswith(PICTURES)
+            if frames_are_enough and pictures >= 2:  # one picture alone has no depth
+                return True
+    return False

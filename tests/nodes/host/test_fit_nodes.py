@@ -1,0 +1,80 @@
+"""V3D Fit Splat and V3D Mesh from Splat work inside inference mode and say what they were given."""
+
+import json
+
+import pytest
+import torch
+from scenes import orbit_frames, pack
+
+TINY = {"preset": "draft", "seed": 3, "resolution": 48, "max_splats": 1500, "steps": 60}
+TINY |= {"views_per_step": 0, "sh_degree": -1}
+
+
+@pytest.fixture(autouse=True)
+def inference_mode():
+    """Nodes always run in it."""
+    with torch.inference_mode():
+        yield
+
+
+def tiny_views():
+    colours, alphas, cameras = orbit_frames(8, 64)
+    return pack("v3d_core.structures").Views(images=colours, masks=alphas, cameras=cameras)
+
+
+def fit(views=None, **widgets):
+    node = pack("nodes.splats").V3DFitSplat
+    return node.execute(views=tiny_views() if views is None else views, **{**TINY, **widgets}).args
+
+
+def test_a_fit_from_inference_tensors_looks_like_the_frames_in_cores_renderer():
+    from comfy_extras.nodes_gaussian_splat import RenderSplat
+
+    views = tiny_views()
+    assert views.images.is_inference()
+    splat, report = fit(views)
+    info = pack("nodes.convert").camera_info_from_cameras(views.cameras, 0)
+    rendered = RenderSplat.execute(
+        splat, 64, 64, 1, 1.0, 1.0, 0.0, 0.0, "#ffffff", "color", camera_info=info
+    ).args[0][0]
+    frame = views.images[0] * views.masks[0, ..., None] + 1 - views.masks[0, ..., None]
+
+    def error(picture):
+        return float(((picture - frame) ** 2).mean())
+
+    assert error(rendered) < 0.01
+    assert error(rendered.flip(1)) > 2 * error(rendered)
+    assert error(rendered.flip(0)) > 2 * error(rendered)
+    figures = json.loads(report)
+    assert figures["steps"] == 60
+    assert figures["splats"] == splat.positions.shape[1] <= 1500
+
+
+def test_the_same_seed_gives_the_same_splat_and_the_views_stay_as_they_were():
+    views = tiny_views()
+    before = views.images.clone()
+    (first, _), (second, _) = fit(views), fit(views)
+    assert torch.equal(first.positions, second.positions)
+    assert torch.equal(first.sh, second.sh)
+    assert not torch.equal(first.positions, fit(views, seed=4)[0].positions)
+    assert torch.equal(views.images, before)
+
+
+def test_zero_widgets_mean_the_presets_own_values():
+    splats = pack("nodes.splats")
+    presets = pack("v3d_core.splats.config").SPLAT_PRESETS
+    untouched = {"resolution": 0, "max_splats": 0, "steps": 0, "views_per_step": 0}
+    for name, preset in presets.items():
+        config = splats.config_from_widgets(name, seed=0, sh_degree=-1, **untouched)
+        assert config == preset
+    changed = splats.config_from_widgets("draft", seed=9, sh_degree=2, **{**untouched, "steps": 7})
+    assert (changed.seed, changed.sh_degree, changed.steps) == (9, 2, 7)
+
+
+def test_a_single_view_is_refused_under_the_nodes_name():
+    with pytest.raises(ValueError, match=r"^V3D Fit Splat: .*at least 2 views.* got 1"):
+        fit(tiny_views()[0:1])
+
+
+def test_the_largest_seed_works():
+    assert fit(seed=2**64 - 1, steps=2)[0].positions.shape[1] > 0
