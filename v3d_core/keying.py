@@ -113,11 +113,10 @@ def _background_region(
     Flooded twice: compression rings around the object, so the noise that the first fill finds
     beside the outline sets the tolerance of the second.
     """
-    from scipy import ndimage
 
     contrast = np.abs(picture - colour).max(axis=2)
     labels, outside = _flood(contrast, tolerance)
-    beside = ndimage.distance_transform_edt(_without_islands(outside[labels]))
+    beside = _distance_to_false(_without_islands(outside[labels]))
     halo = contrast[(beside > HALO_PX[0]) & (beside <= HALO_PX[1])]
     noise = float(np.quantile(halo, HALO_QUANTILE)) if halo.size else 0.0
     second = float(np.clip(HALO_TIMES * noise, LOWEST_TOLERANCE, HIGHEST_TOLERANCE))
@@ -135,7 +134,7 @@ def _with_chroma_halo(
     """The background grown by pixels into which only the object's chroma has bled (4:2:0)."""
     from scipy import ndimage
 
-    depth = ndimage.distance_transform_edt(~background)
+    depth = _distance_to_false(~background)
     rows, columns = np.nonzero((depth > 0) & (depth <= HALO_CHROMA_PX))
     luma = np.abs((picture - colour) @ np.array(LUMA_WEIGHTS, np.float32))
     inside = _nearest_inside(depth, luma, rows, columns, HALO_CHROMA_PX)
@@ -146,19 +145,34 @@ def _with_chroma_halo(
     return ndimage.binary_propagation(background, mask=grown)
 
 
-def _without_islands(background: np.ndarray) -> np.ndarray:  # [H, W] bool
+def _distance_to_false(region: np.ndarray) -> np.ndarray:  # [H, W] bool -> [H, W]
+    """Pixels from every true pixel to the nearest false one; 0 on false ones."""
     from scipy import ndimage
 
-    islands, _ = ndimage.label(~background, structure=np.ones((3, 3)))
+    distance = ndimage.distance_transform_edt(region)
+    assert isinstance(distance, np.ndarray)
+    return distance
+
+
+def _labels(region: np.ndarray, structure: np.ndarray | None = None) -> tuple[np.ndarray, int]:
+    """Numbers of the connected parts [H, W], 0 where `region` is false, and how many there are."""
+    from scipy import ndimage
+
+    labels = np.zeros(region.shape, np.int32)
+    return labels, int(ndimage.label(region, structure, output=labels))  # pyright: ignore
+
+
+def _without_islands(background: np.ndarray) -> np.ndarray:  # [H, W] bool
+
+    islands, _ = _labels(~background, np.ones((3, 3)))
     small = np.bincount(islands.ravel()) < ISLAND_SHARE * background.size
     return background | (small[islands] & (islands > 0))
 
 
 def _flood(contrast: np.ndarray, tolerance: float) -> tuple[np.ndarray, np.ndarray]:
     """Labels [H, W] of connected regions near the background colour, which touch the border [L]."""
-    from scipy import ndimage
 
-    labels, count = ndimage.label(contrast <= tolerance)
+    labels, count = _labels(contrast <= tolerance)
     outside = np.zeros(count + 1, bool)
     for edge in (labels[0], labels[-1], labels[:, 0], labels[:, -1]):
         outside[edge] = True
@@ -187,13 +201,12 @@ def _has_hard_rim(
     labels: np.ndarray, label: int, box: tuple[slice, slice], contrast: np.ndarray
 ) -> bool:
     """Whether the object around a region differs at once, as at a hole, unlike at a highlight."""
-    from scipy import ndimage
 
     rows, columns = (
         slice(max(part.start - 2 * HOLE_RIM_PX, 0), part.stop + 2 * HOLE_RIM_PX) for part in box
     )
     region = labels[rows, columns] == label
-    distance = ndimage.distance_transform_edt(~region)
+    distance = _distance_to_false(~region)
     near, far = (
         float(np.median(contrast[rows, columns][(distance > out - 1) & (distance <= out)]))
         for out in (HOLE_RIM_PX, 2 * HOLE_RIM_PX)
@@ -205,9 +218,8 @@ def _unmix_edges(
     picture: np.ndarray, background: np.ndarray, colour: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Coverage [H, W] and straight colours [H, W, 3] from a hard background region."""
-    from scipy import ndimage
 
-    depth = ndimage.distance_transform_edt(~background)
+    depth = _distance_to_false(~background)
     masks = (~background).astype(np.float32)
     straight = np.where(background[..., None], 0, picture)
     rows, columns = np.nonzero((depth > 0) & (depth <= EDGE_PX))
@@ -245,9 +257,10 @@ def _nearest_inside(
     inside = np.stack([rows, columns])
     thin = np.ones(rows.size, bool)
     if core.any():
-        distance, nearest = ndimage.distance_transform_edt(~core, return_indices=True)
+        nearest = ndimage.distance_transform_edt(~core, return_distances=False, return_indices=True)
+        assert isinstance(nearest, np.ndarray)
         inside = nearest[:, rows, columns]
-        thin = distance[rows, columns] > 2 * edge_px
+        thin = np.hypot(inside[0] - rows, inside[1] - columns) > 2 * edge_px
     height, width = depth.shape
     for index in np.flatnonzero(thin):
         top, left = max(rows[index] - 2, 0), max(columns[index] - 2, 0)
