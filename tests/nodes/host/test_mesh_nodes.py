@@ -42,15 +42,18 @@ def assert_looks_like_the_object(vertices, colours):
 
 def open_mesh(path):
     """The one mesh of a file, with the transforms of its scene applied."""
-    (mesh,) = trimesh.load(path, force="scene", process=False).dump()
-    return mesh
+    scene = trimesh.load(path, force="scene", process=False)
+    (node,) = scene.graph.nodes_geometry
+    matrix, name = scene.graph[node]
+    return scene.geometry[name].apply_transform(matrix)
 
 
 def display_colours(opened, suffix):
     """sRGB vertex colours in [0, 1]; trimesh keeps them beside the material where there is one."""
     stored = getattr(opened.visual, "vertex_attributes", {}).get("color")
     stored = np.asarray(opened.visual.vertex_colors if stored is None else stored)
-    colours = stored[:, :3] / (255 if stored.dtype == np.uint8 else 1)
+    whole = np.iinfo(stored.dtype).max if stored.dtype.kind == "u" else 1
+    colours = stored[:, :3] / whole
     if suffix != "glb":
         return colours
     return pack("nodes.convert").linear_to_srgb(torch.tensor(colours)).numpy()
