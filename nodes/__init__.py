@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from comfy_api.v0_0_2 import ComfyExtension, io
 
+from .datasets import V3DLoadViews, V3DSaveViews
 from .mesh import V3DExportMesh, V3DMeshFromSplat
 from .orbit import V3DOrbitCameras
 from .splats import V3DFitSplat
@@ -15,9 +16,11 @@ class V3DExtension(ComfyExtension):
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return [
+            V3DLoadViews,
             V3DOrbitCameras,
             V3DPosedViews,
             V3DFitSplat,
             V3DMeshFromSplat,
             V3DExportMesh,
+            V3DSaveViews,
         ]

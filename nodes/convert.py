@@ -25,18 +25,14 @@ SMALLEST_SCALE = 1e-8  # world units; a splat flattened to zero still needs a po
 # --- pictures -----------------------------------------------------------------------------------
 
 
-def pictures_from_image(image: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Colours [V, H, W, 3] and alpha [V, H, W] or None of an IMAGE with 3 or 4 channels.
-
-    An IMAGE may be float16 or live on the GPU; NaN stays NaN, so that `Views` can report it.
-    """
+def pictures_from_image(image: Tensor) -> Tensor:  # [V, H, W, 3 or 4]
+    """An IMAGE as float32 on the CPU; it may have alpha, be float16, or live on the GPU."""
     if image.ndim != 4 or image.shape[-1] not in (3, 4):
         raise ValueError(
             f"an IMAGE of shape {list(image.shape)} came in, [frames, height, width, 3 or 4] is "
             "needed; convert it to RGB or RGBA first"
         )
-    pixels = image.to(CPU, torch.float32).clamp(0, 1)
-    return pixels[..., :3].contiguous(), pixels[..., 3] if image.shape[-1] == 4 else None
+    return image.to(CPU, torch.float32)
 
 
 def mask_to_plain(mask: Tensor) -> Tensor:  # [V, H, W]
@@ -47,7 +43,7 @@ def mask_to_plain(mask: Tensor) -> Tensor:  # [V, H, W]
 
 def normals_from_image(image: Tensor, masks: Tensor) -> Tensor:  # [V, H, W, 3]
     """OpenCV normals of an OpenGL normal map (x right, y up, z to the viewer, 0.5 = zero)."""
-    encoded, _ = pictures_from_image(image)
+    encoded = pictures_from_image(image)[..., :3]
     if encoded.shape[:3] != masks.shape:
         raise ValueError(
             f"normals are {_size(encoded)} but the images are {_size(masks)}; "

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import folder_paths
 
+from ..v3d_core.formats.pictures import PICTURE_SUFFIXES
+
 DEMO = "demo orbit (shipped)"
 DEMO_FOLDER = Path(__file__).resolve().parents[1] / "v3d_core" / "data" / "demo_orbit"
 IN_OUTPUT = " [output]"  # ComfyUI's own mark for names below the output folder
-PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 SEARCH_DEPTH = 3  # folders below input and output that are listed
 
 
@@ -62,10 +63,9 @@ def output_path(prefix: str, suffix: str) -> tuple[Path, str]:
 
 
 def _folders(base: Path, frames_are_enough: bool) -> list[str]:
-    found = (folder for folder in _below(base, SEARCH_DEPTH))
     return [
         folder.relative_to(base).as_posix()
-        for folder in found
+        for folder in _below(base, SEARCH_DEPTH)
         if _holds_views(folder, frames_are_enough)
     ]
 
@@ -85,7 +85,7 @@ def _holds_views(folder: Path, frames_are_enough: bool) -> bool:
         for entry in entries:
             if entry.name.startswith("transforms") and entry.name.endswith(".json"):
                 return True
-            pictures += entry.name.lower().endswith(PICTURES)
+            pictures += entry.name.lower().endswith(PICTURE_SUFFIXES)
             if frames_are_enough and pictures >= 2:  # one picture alone has no depth
                 return True
     return False

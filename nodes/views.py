@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from comfy_api.v0_0_2 import io
-from torch import Tensor
 
 from ..v3d_core.cameras import resize_cameras
-from ..v3d_core.structures import Cameras, Views
+from ..v3d_core.pose_views import pose_views
+from ..v3d_core.structures import Cameras
 from .convert import mask_to_plain, normals_from_image, pictures_from_image
 from .masks import MASK_IS, object_masks
 from .runtime import named_errors, tell
@@ -31,7 +33,7 @@ class V3DPosedViews(io.ComfyNode):
                 io.Image.Input(
                     "images",
                     tooltip="All frames of the orbit as one batch, in the order of the cameras. "
-                    "With a fourth channel, that is the alpha.",
+                    "A fourth channel is alpha and beats the masks, unless it is opaque everywhere.",
                 ),
                 V3DCameras.Input(
                     "cameras", tooltip="One camera for each image, in the same order."
@@ -39,8 +41,8 @@ class V3DPosedViews(io.ComfyNode):
                 io.Mask.Input(
                     "masks",
                     optional=True,
-                    tooltip="One mask for each image. Without one the alpha channel is used, "
-                    "without that a flat background of any colour is cut out.",
+                    tooltip="One mask for each image. Without masks and alpha, a flat background of "
+                    "any colour is cut out.",
                 ),
                 io.Combo.Input(
                     "mask_is",
@@ -63,24 +65,25 @@ class V3DPosedViews(io.ComfyNode):
     @classmethod
     @named_errors
     def execute(cls, images, cameras, mask_is, masks=None, normals=None) -> io.NodeOutput:
-        colours, alpha = pictures_from_image(images)
-        cameras = fit_cameras_to_images(cameras, colours)
-        mask = None if masks is None else mask_to_plain(masks)
-        colours, masks, text = object_masks(colours, alpha, mask, mask_is)
+        frames, said = pictures_from_image(images), ""
+        cameras = fit_cameras_to_images(cameras, len(frames), frames.shape[2], frames.shape[1])
+        if masks is not None:
+            masks, said = object_masks(mask_to_plain(masks), mask_is)
+        posed = pose_views(frames, cameras, masks)
+        views = posed.views
         if normals is not None:
-            normals = normals_from_image(normals, masks)
-        views = Views(images=colours, masks=masks, cameras=cameras, normals=normals)
-        tell("V3D Posed Views", f"{len(views)} views of {cameras.width}x{cameras.height}: {text}")
+            views = replace(views, normals=normals_from_image(normals, views.masks))
+        size = f"{len(views)} views of {cameras.width}x{cameras.height}."
+        tell("V3D Posed Views", " ".join(filter(None, [size, said, *posed.warnings])))
         return io.NodeOutput(views)
 
 
-def fit_cameras_to_images(cameras: Cameras, images: Tensor) -> Cameras:  # images [V, H, W, 3]
+def fit_cameras_to_images(cameras: Cameras, count: int, width: int, height: int) -> Cameras:
     """The cameras in the pictures' size, when count and aspect ratio agree."""
-    count, height, width = images.shape[:3]
     if count != len(cameras):
         raise ValueError(
             f"{count} images but {len(cameras)} cameras; each image needs its camera: set the "
-            f"orbit of V3D Orbit Cameras to custom with {count} views, or connect {len(cameras)} "
+            f"orbit of V3D Orbit Cameras to custom with {count} views, or give {len(cameras)} "
             "images as one batch"
         )
     if (width, height) == (cameras.width, cameras.height):

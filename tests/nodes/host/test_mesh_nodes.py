@@ -19,9 +19,13 @@ def mesh_of_the_object(with_views=True):
     colours, alphas, cameras = orbit_frames(12, 96)
     views = structures.Views(images=colours, masks=alphas, cameras=cameras)
     splat = pack("nodes.convert").splats_to_host(asymmetric_splats())
-    return pack("nodes.mesh").V3DMeshFromSplat.execute(
-        splat=splat, resolution=48, smooth=3, min_part=0.0, views=views if with_views else None
-    ).args[0]
+    return (
+        pack("nodes.mesh")
+        .V3DMeshFromSplat.execute(
+            splat=splat, resolution=48, smooth=3, min_part=0.0, views=views if with_views else None
+        )
+        .args[0]
+    )
 
 
 def export(mesh, **inputs):

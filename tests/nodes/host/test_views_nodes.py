@@ -116,8 +116,12 @@ def broken(name):
         return {"images": colours, "masks": torch.ones(VIEWS, 32, 32)}
     if name == "mask count":
         return {"images": colours, "masks": alphas[:3]}
+    if name == "full masks":
+        return {"images": colours, "masks": torch.ones_like(alphas), "mask_is": "object"}
+    if name == "single image":
+        return {"images": colours[:1], "cameras": orbit_frames(VIEWS, SIZE)[2][0]}
     masks = alphas.clone()
-    masks[2] = 0 if name == "empty mask" else 1
+    masks[2] = 0
     return {"images": colours, "masks": masks, "mask_is": "object"}
 
 
@@ -125,14 +129,15 @@ def broken(name):
     ("name", "text"),
     [
         ("two images", "2 images but 6 cameras"),
-        ("nan", "1 of .* values are NaN"),
-        ("nan with masks", "1 of .* values are NaN"),
-        ("nan in masks", "mask values are NaN"),
+        ("single image", "1 view is not enough, at least 2"),
+        ("nan", "view 1 has 1 NaN"),
+        ("nan with masks", "view 1 has 1 NaN"),
+        ("nan in masks", "masks contain NaN"),
         ("not square", "images are 128x64 but .* 64x64"),
-        ("mask size", "6 masks of 32x32 but 6 images of 64x64"),
-        ("mask count", "3 masks of 64x64 but 6 images"),
-        ("empty mask", "1 of 6 masks are empty: view 2"),
-        ("full mask", "1 of 6 masks are full: view 2"),
+        ("mask size", "64x64 but the masks are 32x32"),
+        ("mask count", "6 pictures but 3 masks"),
+        ("empty mask", "empty mask in view 2"),
+        ("full masks", "all 6 masks are full"),
     ],
 )
 def test_bad_input_is_refused_with_both_numbers_under_the_nodes_name(name, text):
