@@ -1,0 +1,267 @@
+"""The `v3d` command: options to settings, one call into the library, errors in one line."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import logging
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from . import __version__
+from .cameras import ORBIT_PRESETS, V3D_ORBIT, Orbit
+from .formats.mesh_files import read_mesh, write_mesh
+from .formats.ply import write_splat_ply
+from .formats.views import LoadedViews, has_split, load_views
+from .mesh.config import SplatMeshConfig
+from .progress import Preview, Progress
+from .reconstruct import prepare_output, reconstruct
+from .report import Stopwatch, write_report
+from .splats.config import SPLAT_PRESETS, SplatFitConfig
+from .splats.fit import fit_splats
+
+DEMO_ORBIT = Path(__file__).parent / "data" / "demo_orbit"
+
+EXIT_FAILURE, EXIT_BAD_INPUT, EXIT_CANCELLED = 1, 2, 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code."""
+    options = build_parser().parse_args(arguments)
+    logging.basicConfig(level=logging.INFO if options.debug else logging.WARNING)
+    try:
+        options.run(options)
+    except KeyboardInterrupt:
+        print("v3d: stopped; no half-written file is left", file=sys.stderr)
+        return EXIT_CANCELLED
+    except Exception as error:
+        if options.debug:
+            raise
+        bad_input = isinstance(error, (ValueError, FileNotFoundError, NotADirectoryError))
+        kind = "" if isinstance(error, (ValueError, OSError)) else f"{type(error).__name__}: "
+        hint = "" if bad_input else " (--debug shows where)"
+        print(f"v3d: {kind}{error}{hint}", file=sys.stderr)
+        return EXIT_BAD_INPUT if bad_input else EXIT_FAILURE
+    return 0
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """All commands and their options; defaults come from the settings classes."""
+    parser = argparse.ArgumentParser(prog="v3d", description="Orbit frames to splats and meshes.")
+    parser.add_argument("--version", action="version", version=f"v3d {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    demo = commands.add_parser(
+        "demo", help="splat, mesh and turntable of the orbit shipped with v3d"
+    )
+    demo.add_argument("--out", type=Path, default=Path("out/demo"), help="default: %(default)s")
+    _add_fit_options(demo, preset="draft")
+    demo.set_defaults(run=run_demo)
+
+    full = commands.add_parser(
+        "reconstruct", help="splat, mesh, turntable and scores of your views"
+    )
+    _add_input_options(full)
+    full.add_argument("--out", type=Path, required=True, metavar="DIR")
+    _add_fit_options(full, preset="normal")
+    full.add_argument("--mesh", choices=("splat", "none"), default="splat", help="%(default)s")
+    full.set_defaults(run=run_reconstruct)
+
+    splat = commands.add_parser("fit-splat", help="the splat alone")
+    _add_input_options(splat)
+    splat.add_argument("--out", type=Path, required=True, metavar="FILE.ply|DIR")
+    _add_fit_options(splat, preset="normal")
+    splat.set_defaults(run=run_fit_splat)
+
+    export = commands.add_parser("export", help="convert a mesh between .glb, .ply, .obj and .stl")
+    export.add_argument("input", type=Path)
+    export.add_argument("--out", type=Path, required=True, metavar="FILE")
+    export.set_defaults(run=run_export)
+
+    for command in (demo, full, splat, export):
+        command.add_argument("--debug", action="store_true", help="log, and show tracebacks")
+    return parser
+
+
+def _add_input_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "input", type=Path, help="folder of frames, a video, or a transforms.json data set"
+    )
+    parser.add_argument(
+        "--masks", type=Path, metavar="DIR", help="one mask per frame, white = object"
+    )
+    parser.add_argument(
+        "--frames", type=int, metavar="N", help="take N frames, spread evenly; default: all"
+    )
+    orbit = parser.add_argument_group("cameras, where INPUT has no transforms.json")
+    orbit.add_argument(
+        "--orbit", choices=(*ORBIT_PRESETS, "custom"), default="v3d", help="%(default)s"
+    )
+    orbit.add_argument(
+        "--num-views", type=int, help="of one turn; default: --frames, else the preset's"
+    )
+    orbit.add_argument(
+        "--elevation", type=float, metavar="DEG", help="above the object is positive"
+    )
+    orbit.add_argument("--azimuth-start", type=float, metavar="DEG", help="of the first frame")
+    orbit.add_argument("--radius", type=float, help=f"scene units; V3D: {V3D_ORBIT.radius:g}")
+    orbit.add_argument(
+        "--fov", type=float, metavar="DEG", help=f"vertical; V3D: {V3D_ORBIT.fov_y_deg:g}"
+    )
+    orbit.add_argument(
+        "--clockwise", action="store_true", help="frames go clockwise seen from above"
+    )
+
+
+def _add_fit_options(parser: argparse.ArgumentParser, preset: str) -> None:
+    fit = parser.add_argument_group("fit")
+    fit.add_argument("--preset", choices=tuple(SPLAT_PRESETS), default=preset, help="%(default)s")
+    fit.add_argument("--seed", type=int, default=SplatFitConfig().seed, help="%(default)s")
+    fit.add_argument("--resolution", type=int, metavar="PX", help="longer side that is fitted")
+    fit.add_argument("--max-splats", type=int, metavar="N", help="budget of splats")
+    fit.add_argument(
+        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="%(default)s"
+    )
+
+
+def run_demo(options: argparse.Namespace) -> None:
+    """Reconstruct the orbit that the package ships."""
+    print(f"The demo orbit is a robot that v3d makes and renders itself: {DEMO_ORBIT}")
+    options.input, options.masks, options.frames, options.mesh = DEMO_ORBIT, None, None, "splat"
+    _reconstruct(options, orbit=None)
+
+
+def run_reconstruct(options: argparse.Namespace) -> None:
+    """Everything that can be had from the user's views."""
+    _reconstruct(options, orbit=chosen_orbit(options))
+
+
+def _reconstruct(options: argparse.Namespace, orbit: Orbit | None) -> None:
+    device = chosen_device(options.device)
+    config = chosen_fit(options)
+    prepare_output(options.out)
+    stopwatch = Stopwatch()
+    with stopwatch.stage("load"):
+        loaded = load(options, orbit, "train")
+        test = load(options, orbit, "test") if has_split(options.input, "test") else None
+    report = reconstruct(
+        loaded.views.to(device),
+        options.out,
+        config,
+        SplatMeshConfig() if options.mesh == "splat" else None,
+        test_views=test.views if test else None,
+        warnings=tuple(loaded.warnings),
+        stage_progress=progress_bar,
+        stopwatch=stopwatch,
+    )
+    shown = {name: value for name, value in vars(options).items() if name not in ("run", "debug")}
+    report = {"options": {name: _plain(value) for name, value in shown.items()}, **report}
+    write_report(options.out / "report.json", report)
+    print_report(report, options.out)
+
+
+def run_fit_splat(options: argparse.Namespace) -> None:
+    """The splat part alone."""
+    device = chosen_device(options.device)
+    config = chosen_fit(options)
+    path = options.out if options.out.suffix.lower() == ".ply" else options.out / "splat.ply"
+    prepare_output(path.parent)
+    views = load(options, chosen_orbit(options), "train").views.to(device)
+    start = time.perf_counter()
+    with progress_bar("fit splat") as progress:
+        fit = fit_splats(views, config, progress=progress)
+    write_splat_ply(path, fit.splats)
+    seconds = time.perf_counter() - start
+    print(f"{path}: {len(fit.splats):,} splats in {seconds:.1f} s, seed {config.seed}")
+
+
+def run_export(options: argparse.Namespace) -> None:
+    """One mesh file to another format."""
+    mesh = read_mesh(options.input)
+    write_mesh(options.out, mesh)
+    print(f"{options.out}: {len(mesh.vertices):,} vertices, {len(mesh.faces):,} faces")
+
+
+def load(options: argparse.Namespace, orbit: Orbit | None, split: str) -> LoadedViews:
+    """Views of one split; what the loader has to say is printed."""
+    masks, frames = (options.masks, options.frames) if split == "train" else (None, None)
+    loaded = load_views(options.input, orbit=orbit, masks=masks, split=split, frames=frames)
+    for warning in loaded.warnings:
+        print(f"note: {warning}", file=sys.stderr)
+    return loaded
+
+
+def chosen_fit(options: argparse.Namespace) -> SplatFitConfig:
+    """The preset with the options that were given."""
+    return SPLAT_PRESETS[options.preset].with_changes(
+        seed=options.seed, resolution=options.resolution, max_splats=options.max_splats
+    )
+
+
+def chosen_orbit(options: argparse.Namespace) -> Orbit:
+    """The orbit preset with the options that were given."""
+    orbit = ORBIT_PRESETS.get(options.orbit, V3D_ORBIT)
+    given = {
+        "num_views": options.frames if options.num_views is None else options.num_views,
+        "elevation_deg": options.elevation,
+        "azimuth_start_deg": options.azimuth_start,
+        "radius": options.radius,
+        "fov_y_deg": options.fov,
+    }
+    orbit = dataclasses.replace(orbit, **{k: v for k, v in given.items() if v is not None})
+    if options.clockwise:
+        orbit = dataclasses.replace(orbit, azimuth_step_deg=-360.0 / orbit.num_views)
+    return orbit
+
+
+def chosen_device(name: str) -> torch.device:
+    """`auto` takes CUDA where torch sees it."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ValueError(
+            f"--device cuda: torch {torch.__version__} sees no CUDA device; use --device cpu"
+        )
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)
+
+
+@contextmanager
+def progress_bar(stage: str) -> Iterator[Progress]:
+    """A bar on stderr for one stage of the work."""
+    from tqdm import tqdm
+
+    pause = 0.1 if sys.stderr.isatty() else 10.0  # s between lines; a log wants few of them
+    with tqdm(desc=f"{stage:>12}", unit="step", mininterval=pause, dynamic_ncols=True) as bar:
+
+        def progress(step: int, total: int, preview: Preview | None = None, text: str = "") -> None:
+            del preview  # a terminal shows no pictures
+            bar.total = total
+            bar.set_postfix_str(text, refresh=False)
+            bar.update(step - bar.n)
+
+        yield progress
+
+
+def print_report(report: dict, folder: Path) -> None:
+    """Where the files are, how good and how long."""
+    for name in (*report["files"], "report.json"):
+        print(f"{(folder / name).resolve()}")
+    if scores := report["scores"]:
+        print(
+            f"held-out: {scores['psnr']:.2f} dB, on the object {scores['psnr_object']:.2f} dB, "
+            f"SSIM {scores['ssim']:.4f}, alpha IoU {scores['alpha_iou']:.4f} "
+            f"({len(scores['per_view'])} views in {(folder / 'test').resolve()})"
+        )
+    peak = report["peak_memory"]["resident_mib"]
+    print(
+        f"{report['splats']:,} splats, {report['seconds']['total']:.1f} s, {peak:,.0f} MiB at most"
+    )
+
+
+def _plain(value: object) -> object:
+    return str(value) if isinstance(value, Path) else value

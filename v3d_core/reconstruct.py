@@ -1,0 +1,255 @@
+"""The whole way: posed views to a splat, a mesh, a turntable, held-out scores and a report."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from .backends import load_lpips
+from .cameras import Orbit, orbit_cameras, resize_cameras
+from .formats.atomic import OutputError, atomic_folder, atomic_path
+from .formats.mesh_files import write_mesh
+from .formats.ply import write_splat_ply
+from .formats.video import write_video
+from .formats.views import save_views
+from .images import composite, contact_sheet, from_uint8, resize_views, to_uint8, unpremultiply
+from .mesh.config import SplatMeshConfig
+from .mesh.from_splats import mesh_from_splats
+from .metrics import score_views
+from .progress import Progress, silent
+from .report import Stopwatch, environment, memory
+from .splats.config import SplatFitConfig
+from .splats.fit import fit_splats
+from .splats.raster import render_splats
+from .structures import Cameras, GaussianSplats, Views
+
+StageProgress = Callable[[str], AbstractContextManager[Progress]]  # opens a bar for a named stage
+
+OUTPUT_NAMES = ("splat.ply", "mesh.glb", "mesh.ply", "turntable.mp4", "contact_sheet.png")
+
+
+@dataclass(frozen=True)
+class PictureConfig:
+    """Sizes of the pictures that show a result; they do not change it."""
+
+    turntable_frames: int = 36  # one turn; a multiple of V3D's 18 so that its views are among them
+    turntable_fps: int = 12  # pictures per second: one turn in 3 s
+    turntable_size: int = 384  # px, longer side at most
+    sheet_columns: int = 6  # views on the contact sheet, spread evenly over the orbit
+    sheet_size: int = 256  # px, longer side of each picture at most
+
+
+@contextmanager
+def no_bar(stage: str) -> Iterator[Progress]:
+    """A `StageProgress` nobody watches."""
+    del stage
+    yield silent
+
+
+def prepare_output(folder: Path) -> None:
+    """Make the output folder and find out whether it can be written, before any long work.
+
+    Raises:
+        ValueError: It cannot; the message says why.
+    """
+    try:
+        with atomic_folder(folder):
+            pass
+    except OutputError as error:
+        raise ValueError(str(error)) from error
+
+
+def reconstruct(
+    views: Views,
+    out: Path,
+    fit_config: SplatFitConfig,
+    mesh_config: SplatMeshConfig | None,
+    *,
+    test_views: Views | None = None,
+    pictures: PictureConfig = PictureConfig(),
+    warnings: tuple[str, ...] = (),
+    stage_progress: StageProgress = no_bar,
+    stopwatch: Stopwatch | None = None,
+) -> dict[str, Any]:
+    """Fit a splat to views and write everything that can be had from it.
+
+    Args:
+        views: Views to fit, on the device that shall do the work.
+        out: Folder for the files of `OUTPUT_NAMES`, report.json and test/; files of these names
+            are replaced, others stay.
+        fit_config: How to fit the splat.
+        mesh_config: How to mesh it, or None for no mesh.
+        test_views: Held-out views to render into `out/test` and to score, or None.
+        pictures: Sizes of the turntable and the contact sheet.
+        warnings: What the loader had to say; goes into the report.
+        stage_progress: Opens a progress bar for each stage.
+        stopwatch: Holds the seconds that loading took, or None.
+
+    Returns:
+        The report, as it stands in report.json.
+    """
+    prepare_output(out)
+    stopwatch = stopwatch or Stopwatch()
+    device = views.device
+    notes = list(warnings)
+
+    with stopwatch.stage("fit"), stage_progress("fit splat") as progress:
+        fit = fit_splats(views, fit_config, progress=progress)
+    splats = fit.splats
+    write_splat_ply(out / "splat.ply", splats)
+
+    mesh = None
+    if mesh_config is not None:
+        with stopwatch.stage("mesh"), stage_progress("mesh") as progress:
+            mesh = mesh_from_splats(
+                splats,
+                views.cameras,
+                mesh_config,
+                render=render_splats,
+                views=views,
+                progress=progress,
+            )
+            for name in ("mesh.glb", "mesh.ply"):
+                write_mesh(out / name, mesh)
+
+    with stopwatch.stage("turntable"), stage_progress("turntable") as progress:
+        write_turntable(out / "turntable.mp4", splats, views.cameras, pictures, progress)
+
+    scores = None
+    if test_views is not None:
+        with stopwatch.stage("test"), stage_progress("test views") as progress:
+            scores = render_and_score(out / "test", splats, test_views, progress)
+
+    with stopwatch.stage("contact sheet"):
+        sheet = compare_on_sheet(splats, views, test_views, pictures)
+        write_png(out / "contact_sheet.png", sheet)
+
+    kept = [] if mesh is not None else ["mesh.glb", "mesh.ply"]
+    notes += [f"{out / name} is of an earlier run" for name in kept if (out / name).exists()]
+    report = {
+        **environment(device),
+        "fit_settings": dataclasses.asdict(fit_config),
+        "mesh_settings": None if mesh_config is None else dataclasses.asdict(mesh_config),
+        "views": {
+            "count": len(views),
+            "width": views.cameras.width,
+            "height": views.cameras.height,
+        },
+        "engine": fit.report.get("engine", "torch"),
+        "splats": len(splats),
+        "fit": fit.report,
+        "mesh": None
+        if mesh is None
+        else {"vertices": len(mesh.vertices), "faces": len(mesh.faces)},
+        "scores": scores,
+        "seconds": stopwatch.rounded(),
+        "peak_memory": memory(device),
+        "files": [name for name in OUTPUT_NAMES if (out / name).exists() and name not in kept],
+        "warnings": notes,
+    }
+    return report
+
+
+def turntable_cameras(cameras: Cameras, frames: int, size: int) -> Cameras:
+    """One turn about +Y at the views' mean distance and height, starting at the first view."""
+    scale = min(1.0, size / max(cameras.width, cameras.height))
+    # video encoders want even sizes
+    width, height = (max(2, 2 * round(scale * x / 2)) for x in (cameras.width, cameras.height))
+    cameras = resize_cameras(cameras, width, height)
+    first = cameras.centres[0].tolist()
+    radius = float(cameras.centres.norm(dim=-1).mean())
+    sine = float((cameras.centres[:, 1] / cameras.centres.norm(dim=-1)).mean())
+    orbit = Orbit(
+        num_views=frames,
+        radius=radius,
+        elevation_deg=math.degrees(math.asin(sine)),
+        azimuth_start_deg=math.degrees(math.atan2(first[0], first[2])),
+        fov_y_deg=math.degrees(2 * math.atan(height / 2 / float(cameras.K[:, 1, 1].mean()))),
+    )
+    return orbit_cameras(orbit, width, height)
+
+
+def write_turntable(
+    path: Path,
+    splats: GaussianSplats,
+    cameras: Cameras,
+    pictures: PictureConfig,
+    progress: Progress = silent,
+) -> None:
+    """Render one turn around a splat on white into a video."""
+    path_cameras = turntable_cameras(cameras, pictures.turntable_frames, pictures.turntable_size)
+    frames = []
+    for index in range(len(path_cameras)):
+        frames.append(render_splats(splats, path_cameras[index], depths=False).colours[0].cpu())
+        progress(index + 1, len(path_cameras))
+    write_video(path, torch.stack(frames), pictures.turntable_fps)
+
+
+def render_and_score(
+    folder: Path, splats: GaussianSplats, test_views: Views, progress: Progress = silent
+) -> dict[str, Any]:
+    """Render held-out views as RGBA PNGs under their own names and score those very files.
+
+    Returns:
+        Means over the views and the figures of each; `lpips` is None where it cannot be computed,
+        and `lpips_backend` says why.
+    """
+    colours, alphas = [], []
+    for index in range(len(test_views)):
+        black = render_splats(splats, test_views.cameras[index], (0.0, 0.0, 0.0), depths=False)
+        colours.append(unpremultiply(black.colours, black.alphas).cpu())
+        alphas.append(black.alphas.cpu())
+        progress(index + 1, len(test_views))
+    truth = test_views.to("cpu")
+    names = truth.names or tuple(f"r_{index:03d}" for index in range(len(truth)))
+    rendered = dataclasses.replace(
+        truth, images=torch.cat(colours), masks=torch.cat(alphas), names=names, normals=None
+    )
+    save_views(folder, rendered)
+    written = torch.stack([read_rgba(folder / f"{name}.png") for name in names])
+    lpips, reason = load_lpips()
+    scores = score_views(written[..., :3], written[..., 3], truth.images, truth.masks, lpips=lpips)
+    rows = [{"name": name, **row} for name, row in zip(names, scores.pop("per_view"), strict=True)]
+    return {**scores, "lpips_backend": reason, "background": "white", "per_view": rows}
+
+
+def compare_on_sheet(
+    splats: GaussianSplats, views: Views, test_views: Views | None, pictures: PictureConfig
+) -> Tensor:  # [H, W, 3]
+    """Pairs of rows, given picture above render: fitted views, then held-out views if any."""
+    rows = []
+    for group in (views, test_views):
+        if group is None:
+            continue
+        chosen = np.linspace(0, len(group), pictures.sheet_columns, endpoint=False).astype(int)
+        shown = group[sorted(set(chosen.tolist()))]
+        scale = min(1.0, pictures.sheet_size / max(shown.cameras.width, shown.cameras.height))
+        width, height = (
+            max(1, round(scale * x)) for x in (shown.cameras.width, shown.cameras.height)
+        )
+        shown = resize_views(shown, width, height)
+        rows += [composite(shown.images, shown.masks).cpu()]
+        rows += [render_splats(splats, shown.cameras, depths=False).colours.cpu()]
+    return contact_sheet(torch.cat(rows), len(rows[0]))
+
+
+def read_rgba(path: Path) -> Tensor:  # [H, W, 4]
+    """An 8-bit RGBA picture as it lies on disk."""
+    with Image.open(path) as image:
+        return from_uint8(torch.from_numpy(np.array(image.convert("RGBA"))))
+
+
+def write_png(path: Path, image: Tensor) -> None:  # [H, W, 3]
+    """Write one picture, whole or not at all."""
+    with atomic_path(path) as temporary:
+        Image.fromarray(to_uint8(image).cpu().numpy()).save(temporary, format="PNG")
