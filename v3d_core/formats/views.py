@@ -158,12 +158,12 @@ def _chosen(count: int, frames: int | Sequence[int] | None, where: str) -> list[
 
 def _load_masks(masks: MaskSource, frames: int | Sequence[int] | None, count: int) -> Tensor:
     """Masks [V, H, W]: one per picture, or one per file, of which those of `frames` are taken."""
-    if isinstance(masks, Tensor):
-        return masks[_chosen_masks(len(masks), frames, count)]
     if isinstance(masks, (str, os.PathLike)):
         files = list_pictures(masks)
-    else:
+    elif not isinstance(masks, Tensor):
         files = [Path(mask) for mask in masks]
+    else:
+        return masks[_chosen_masks(len(masks), frames, count)]
     return read_masks([files[i] for i in _chosen_masks(len(files), frames, count)])
 
 
