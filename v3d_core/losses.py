@@ -41,7 +41,9 @@ def ssim(
     y = targets.permute(0, 3, 1, 2)
     # one depthwise convolution for all five maps: the fastest form measured on CPU
     maps = torch.cat([x, y, x * x, y * y, x * y], dim=1)
-    means = F.conv2d(maps, _gaussian_window(5 * channels, maps), padding=padding, groups=5 * channels)
+    means = F.conv2d(
+        maps, _gaussian_window(5 * channels, maps), padding=padding, groups=5 * channels
+    )
     mean_x, mean_y, mean_xx, mean_yy, mean_xy = means.split(channels, dim=1)
     covariance = mean_xy - mean_x * mean_y
     variances = mean_xx - mean_x * mean_x + mean_yy - mean_y * mean_y

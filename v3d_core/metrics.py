@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-import torch
 from torch import Tensor
 
 from .losses import ssim
@@ -53,7 +52,7 @@ def score_views(
     *,
     background: float = 1.0,
     lpips: Lpips | None = None,
-) -> dict[str, float | None | list[dict[str, float]]]:
+) -> dict[str, float | list[dict[str, float]] | None]:
     """Scores of straight colours with alphas against straight true colours with masks.
 
     Args:

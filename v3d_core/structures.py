@@ -112,7 +112,9 @@ class Cameras:
         """The chosen cameras as a new `Cameras` (an int gives one camera)."""
         if isinstance(index, int):
             index = [index]
-        return dataclasses.replace(self, camera_to_world=self.camera_to_world[index], K=self.K[index])
+        return dataclasses.replace(
+            self, camera_to_world=self.camera_to_world[index], K=self.K[index]
+        )
 
     @property
     def world_to_camera(self) -> Tensor:  # [V, 4, 4]

@@ -161,7 +161,9 @@ def sample_pictures(
     return values[..., 0].transpose(1, 2)
 
 
-def tight_visual_hull(views: Views, resolution: int = 128, *, tolerated_misses: int = 0) -> VisualHull:
+def tight_visual_hull(
+    views: Views, resolution: int = 128, *, tolerated_misses: int = 0
+) -> VisualHull:
     """The visual hull in the smallest cube that holds it: a coarse pass, then the real one.
 
     Args:

@@ -135,7 +135,9 @@ def test_rotating_world_and_cameras_leaves_the_picture_unchanged():
     import dataclasses
 
     turned_cameras = dataclasses.replace(cameras, camera_to_world=pose @ cameras.camera_to_world)
-    q = torch.nn.functional.normalize(torch.tensor([0.3, 0.5, -0.7, 0.2], dtype=torch.float64), dim=0)
+    q = torch.nn.functional.normalize(
+        torch.tensor([0.3, 0.5, -0.7, 0.2], dtype=torch.float64), dim=0
+    )
     turned_quats = hamilton(q, quats)
     turned = render((means @ turn.T, turned_quats, scales, opacities, colours), turned_cameras)
     torch.testing.assert_close(turned, render((means, quats, scales, opacities, colours), cameras))
@@ -160,7 +162,13 @@ def test_isotropic_gaussian_has_the_closed_form_footprint():
     sigma, opacity = 0.1, 0.8
     cameras = orbit_cameras(Orbit(num_views=1), 65, 65).to(torch.float64)
     one = torch.ones(1, 3, dtype=torch.float64)
-    scene = (one * 0, torch.tensor([[1.0, 0, 0, 0]]).double(), one * sigma, one[:, 0] * opacity, one)
+    scene = (
+        one * 0,
+        torch.tensor([[1.0, 0, 0, 0]]).double(),
+        one * sigma,
+        one[:, 0] * opacity,
+        one,
+    )
     alpha = render(scene, cameras)[0, ..., 3]
     focal = float(cameras.K[0, 0, 0])
     variance = (focal * sigma / 2.0) ** 2 + LOW_PASS_VARIANCE

@@ -99,7 +99,9 @@ def test_self_check_finds_a_wrong_engine():
         return raster.composite_torch(projected, colours * 0.9, opacities, width, height)
 
     def forgets_a_gradient(projected, colours, opacities, width, height):
-        return raster.composite_torch(projected, colours, opacities.detach() + 0 * opacities, width, height)
+        return raster.composite_torch(
+            projected, colours, opacities.detach() + 0 * opacities, width, height
+        )
 
     assert raster.compare_with_oracle(raster.composite_torch) == ""
     assert "pictures differ" in raster.compare_with_oracle(dims_colours)

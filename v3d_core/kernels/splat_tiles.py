@@ -163,8 +163,7 @@ def _forward_tile(
     width: int,
     height: int,
     picture: _Floats,
-):  # noqa: D103
-    ...
+): ...
 
 
 @wp.func_native(_BACKWARD)
@@ -180,8 +179,7 @@ def _backward_tile(
     picture: _Floats,
     grad_picture: _Floats,
     pair_gradients: _Floats,
-):  # noqa: D103
-    ...
+): ...
 
 
 @wp.func
@@ -202,7 +200,7 @@ def count_pairs(
     gaussian_start: _Ints,
 ):
     """One thread: pairs per tile, and the first slot of each Gaussian in its own numbering."""
-    total = int(0)
+    total = 0
     for k in range(order.shape[0]):
         g = int(order[k])
         gaussian_start[k] = total
@@ -228,7 +226,7 @@ def list_pairs(
     pair_slot: _Ints,
 ):
     """One thread: every tile's Gaussians in depth order, and each pair's gradient slot."""
-    slot = int(0)
+    slot = 0
     for k in range(order.shape[0]):
         g = int(order[k])
         half_x = gaussians[g * 12 + 10]
@@ -297,7 +295,7 @@ def sum_pair_gradients(
     k = first + wp.tid() * stride
     g = int(order[k])
     for channel in range(9):
-        total = float(0.0)
+        total = 0.0
         for m in range(gaussian_start[k], gaussian_start[k + 1]):
             total += pair_gradients[m * 9 + channel]
         gradients[g * 9 + channel] = total

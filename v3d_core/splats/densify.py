@@ -114,9 +114,14 @@ def split_and_prune(
         2, longest[:, None].expand(-1, 3, 1)
     )[..., 0]  # fmt: skip
     offset = SPLIT_OFFSET * log_scales.gather(1, longest).exp() * axis
-    children = {name: value.detach()[parents].repeat(2, *[1] * (value.dim() - 1)) for name, value in v.items()}
+    children = {
+        name: value.detach()[parents].repeat(2, *[1] * (value.dim() - 1))
+        for name, value in v.items()
+    }
     children["means"] = torch.cat([v["means"][parents] + offset, v["means"][parents] - offset])
-    thinner = log_scales.scatter_add(1, longest, torch.full_like(longest, 1.0, dtype=log_scales.dtype) * -math.log(SPLIT_SHRINK))
+    thinner = log_scales.scatter_add(
+        1, longest, torch.full_like(longest, 1.0, dtype=log_scales.dtype) * -math.log(SPLIT_SHRINK)
+    )
     children["log_scales"] = thinner.repeat(2, 1)
     keep = alive.clone()
     keep[parents] = False

@@ -85,7 +85,9 @@ def fit_splats(
         if config.drop_rate:
             kept = torch.rand(len(means), generator=generator).to(means.device) >= config.drop_rate
             opacities = (opacities * kept / (1 - config.drop_rate)).clamp(max=1.0)
-        colours, alphas, means2d = rasterize(means, quats, scales, opacities, sh, views.cameras[batch])
+        colours, alphas, means2d = rasterize(
+            means, quats, scales, opacities, sh, views.cameras[batch]
+        )
         loss, mean_error = _loss(colours, alphas, targets[batch], backgrounds, config)
         if config.opacity_weight:
             opacities = parameters.values["logit_opacities"].sigmoid()

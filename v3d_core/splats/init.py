@@ -86,7 +86,9 @@ def _visible_past_hull(points: Tensor, hull: VisualHull, views: Views) -> Tensor
     blockers = hull.voxel_centres(hull.surface_voxels())
     pixels, depths = project_points(blockers, cameras)
     # cells as large as a voxel's picture leave no gaps between neighbouring voxels
-    cell = 1.5 * float(cameras.K[:, 0, 0].max()) * hull.voxel / float(depths.clamp(min=1e-6).median())
+    cell = (
+        1.5 * float(cameras.K[:, 0, 0].max()) * hull.voxel / float(depths.clamp(min=1e-6).median())
+    )
     columns = math.ceil(cameras.width / cell) + 1
     rows = math.ceil(cameras.height / cell) + 1
 

@@ -13,7 +13,9 @@ NEAR_DEPTH = 0.01  # world units; V3D recon znear 0.01
 LOW_PASS_VARIANCE = 0.3  # px^2 added to every footprint; Kerbl et al. 2023 rasteriser
 MIN_ALPHA = 1.0 / 255.0  # contributions below one 8-bit step are dropped; Kerbl et al. 2023
 MAX_ALPHA = 0.99  # keeps 1 - alpha away from 0 in the gradient; Kerbl et al. 2023
-FRUSTUM_MARGIN = 1.3  # slopes are clamped at 1.3 x the half frame in the Jacobian; Kerbl et al. 2023
+FRUSTUM_MARGIN = (
+    1.3  # slopes are clamped at 1.3 x the half frame in the Jacobian; Kerbl et al. 2023
+)
 
 
 @dataclass(frozen=True)
@@ -87,13 +89,19 @@ def project_gaussians(
     limit_y = FRUSTUM_MARGIN * 0.5 * cameras.height / fy
     clamped_x = slope_x.clamp(min=-limit_x, max=limit_x)
     clamped_y = slope_y.clamp(min=-limit_y, max=limit_y)
-    row_x = (fx * inverse_depth)[..., None] * (axes[..., 0, :] - clamped_x[..., None] * axes[..., 2, :])
-    row_y = (fy * inverse_depth)[..., None] * (axes[..., 1, :] - clamped_y[..., None] * axes[..., 2, :])
+    row_x = (fx * inverse_depth)[..., None] * (
+        axes[..., 0, :] - clamped_x[..., None] * axes[..., 2, :]
+    )
+    row_y = (fy * inverse_depth)[..., None] * (
+        axes[..., 1, :] - clamped_y[..., None] * axes[..., 2, :]
+    )
     cov_xx = (row_x * row_x).sum(-1) + LOW_PASS_VARIANCE
     cov_xy = (row_x * row_y).sum(-1)
     cov_yy = (row_y * row_y).sum(-1) + LOW_PASS_VARIANCE
     inverse_det = 1.0 / (cov_xx * cov_yy - cov_xy * cov_xy)
-    conics = torch.stack([cov_yy * inverse_det, -cov_xy * inverse_det, cov_xx * inverse_det], dim=-1)
+    conics = torch.stack(
+        [cov_yy * inverse_det, -cov_xy * inverse_det, cov_xx * inverse_det], dim=-1
+    )
 
     with torch.no_grad():
         # alpha >= MIN_ALPHA  <=>  Mahalanobis^2 <= 2 ln(opacity / MIN_ALPHA); its bounding box

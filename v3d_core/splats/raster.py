@@ -192,7 +192,9 @@ def compare_with_oracle(engine: Rasterizer, size: int = 40, count: int = 200) ->
     (picture, gradients), (oracle, oracle_gradients) = results
     error = (picture - oracle).abs()
     if not float(error.mean()) < CHECK_MEAN_ERROR or not float(error.max()) < CHECK_MAX_ERROR:
-        return f"pictures differ by {float(error.mean()):.2g} (mean), {float(error.max()):.2g} (most)"
+        return (
+            f"pictures differ by {float(error.mean()):.2g} (mean), {float(error.max()):.2g} (most)"
+        )
     names = ("centres", "conics", "colours", "opacities")
     for name, mine, true in zip(names, gradients, oracle_gradients, strict=True):
         difference = float((mine - true).norm() / true.norm())

@@ -203,16 +203,20 @@ class _Composite(torch.autograd.Function):
     """Pairs of one picture to its pixels, with the gradient written out."""
 
     @staticmethod
-    def forward(ctx, means2d, conics, opacities, features, pairs: _Pairs):  # noqa: D102
+    def forward(ctx, means2d, conics, opacities, features, pairs: _Pairs):
         alpha = _pair_alphas(pairs, conics, opacities)
         transmittance, sorted_alpha = _transmittance(pairs, alpha)
         weight = torch.empty_like(alpha)  # span order
         weight.index_copy_(0, pairs.to_pixel_order.long(), transmittance * sorted_alpha)
         sorted_span = pairs.pair_span.index_select(0, pairs.to_pixel_order)
-        sorted_gaussian = pairs.gaussian.index_select(0, pairs.span_owner).index_select(0, sorted_span)
+        sorted_gaussian = pairs.gaussian.index_select(0, pairs.span_owner).index_select(
+            0, sorted_span
+        )
         sorted_weight = transmittance.mul_(sorted_alpha)
         pixels = [
-            _segment_sums(channel.index_select(0, sorted_gaussian).mul_(sorted_weight), pairs.pixel_start)
+            _segment_sums(
+                channel.index_select(0, sorted_gaussian).mul_(sorted_weight), pairs.pixel_start
+            )
             for channel in features.t().contiguous()
         ]
         ctx.pairs = pairs
@@ -221,7 +225,7 @@ class _Composite(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad_pixels):  # noqa: D102
+    def backward(ctx, grad_pixels):
         conics, opacities, features, alpha, weight, sorted_gaussian = ctx.saved_tensors
         pairs: _Pairs = ctx.pairs
         grad_channels = grad_pixels.t().contiguous()

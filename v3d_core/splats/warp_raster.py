@@ -6,7 +6,6 @@ Same contract as `torch_raster.rasterize_torch`; about eight times faster on two
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
@@ -119,9 +118,7 @@ def _list_tiles(record: Tensor, depths: Tensor, width: int, height: int) -> _Til
     pair_gaussian = torch.empty(pairs, dtype=torch.int32)
     pair_slot = torch.empty(pairs, dtype=torch.int32)
     cursor = tile_start[:-1].clone()
-    e.launch(
-        e.kernels.list_pairs, [flat, order, columns, rows, cursor, pair_gaussian, pair_slot]
-    )
+    e.launch(e.kernels.list_pairs, [flat, order, columns, rows, cursor, pair_gaussian, pair_slot])
     return _TileLists(
         order, tile_start, pair_gaussian, pair_slot, gaussian_start, columns, columns * rows
     )
@@ -129,7 +126,7 @@ def _list_tiles(record: Tensor, depths: Tensor, width: int, height: int) -> _Til
 
 class _Composite(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, means2d, conics, opacities, colours, extents, depths, width, height):  # noqa: D102
+    def forward(ctx, means2d, conics, opacities, colours, extents, depths, width, height):
         e = engine()
         record = torch.cat(
             [means2d, conics, opacities[:, None], colours, extents[:, 1:], extents[:, :1],
@@ -150,7 +147,7 @@ class _Composite(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad_picture):  # noqa: D102
+    def backward(ctx, grad_picture):
         e = engine()
         record, picture = ctx.saved_tensors
         lists: _TileLists = ctx.lists
