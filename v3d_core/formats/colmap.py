@@ -123,12 +123,11 @@ def _points_inside(views: Views) -> Tensor:  # [N, 3]
     generator = torch.Generator().manual_seed(START_SEED)
     points = torch.rand(START_CANDIDATES, 3, generator=generator) * 2 - 1
     points = centre + radius * points[points.norm(dim=-1) <= 1]
-    inside = torch.ones(len(points), dtype=torch.bool)
+    kept = points
     for view in range(len(views)):
-        pixels, depth = project_points(points, views.cameras[view])
-        inside &= (depth[0] > 0) & (_lookup(views.masks[view], pixels[0]) > 0.5)
-    kept = points[inside] if bool(inside.any()) else points
-    return kept[:START_POINTS]
+        pixels, depth = project_points(kept, views.cameras[view])
+        kept = kept[(depth[0] > 0) & (_lookup(views.masks[view], pixels[0]) > 0.5)]
+    return (kept if len(kept) else points)[:START_POINTS]
 
 
 def _seen_ball(cameras: Cameras) -> tuple[Tensor, float]:

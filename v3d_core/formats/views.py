@@ -163,7 +163,7 @@ def _load_masks(masks: MaskSource, frames: int | Sequence[int] | None, count: in
     elif not isinstance(masks, Tensor):
         files = [Path(mask) for mask in masks]
     else:
-        return masks[_chosen_masks(len(masks), frames, count)]
+        return torch.stack([masks[i] for i in _chosen_masks(len(masks), frames, count)])
     return read_masks([files[i] for i in _chosen_masks(len(files), frames, count)])
 
 
