@@ -108,6 +108,7 @@ def _robot_parts(p: Tensor) -> dict[str, Tensor]:
     return {
         "torso": _rounded_box(p, (0.0, -0.12, 0.0), (0.31, 0.29, 0.23), 0.11),
         "head": _rounded_box(p, (0.0, 0.40, 0.0), (0.29, 0.20, 0.23), 0.15),
+        "neck": _capsule(p, (0.0, 0.10, 0.0), (0.0, 0.30, 0.0), 0.12),
         "right_arm": _capsule(p, (0.33, 0.02, 0.0), (0.58, 0.10, 0.13), 0.07),
         "left_arm": _capsule(p, (-0.33, 0.02, 0.0), (-0.47, -0.28, 0.12), 0.07),
         "right_leg": _capsule(p, (0.15, -0.38, 0.0), (0.17, -0.64, 0.0), 0.09),
@@ -130,7 +131,7 @@ def _robot_parts(p: Tensor) -> dict[str, Tensor]:
 def _robot_sdf(points: Tensor) -> Tensor:
     parts = _robot_parts(_robot_frame(points))
     distance = parts.pop("torso")
-    for name in ("head", "right_arm", "left_arm", "right_leg", "left_leg"):
+    for name in ("neck", "head", "right_arm", "left_arm", "right_leg", "left_leg"):
         distance = _smooth_minimum(distance, parts.pop(name), 0.05)
     for part in parts.values():
         distance = torch.minimum(distance, part)
@@ -203,6 +204,7 @@ def _solid(colour: Vector) -> Callable[[Tensor], Tensor]:
 _PAINT: dict[str, Callable[[Tensor], Tensor]] = {
     "torso": _paint_torso,
     "head": _paint_head,
+    "neck": _solid(_GREY),
     "right_arm": lambda p: _paint_bands(p, _GREY, _DARK_TEAL, 0, 0.07),
     "left_arm": lambda p: _paint_bands(p, _GREY, _ORANGE, 1, 0.09),
     "right_leg": lambda p: _paint_bands(p, _GREY, _INK, 1, 0.08),

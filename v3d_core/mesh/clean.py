@@ -221,12 +221,15 @@ def _boundary_loops(mesh: Mesh) -> list[list[int]]:
 def _neighbour_average(mesh: Mesh):
     # function that replaces values [N, C] by the mean over the vertices joined by an edge
     faces = mesh.faces
+    count = len(mesh.vertices)
     edges = torch.cat([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]])
-    edges = torch.unique(torch.cat([edges, edges.flip(1)]), dim=0)
-    degree = torch.bincount(edges[:, 0], minlength=len(mesh.vertices)).double()[:, None]
+    edges = torch.cat([edges, edges.flip(1)])
+    codes = torch.unique(edges[:, 0] * count + edges[:, 1])  # one number sorts faster than two
+    here, there = codes // count, codes % count
+    degree = torch.bincount(here, minlength=count).double()[:, None]
 
     def average(values: Tensor) -> Tensor:
-        sums = torch.zeros_like(values).index_add_(0, edges[:, 0], values[edges[:, 1]])
+        sums = torch.zeros_like(values).index_add_(0, here, values[there])
         return torch.where(degree > 0, sums / degree.clamp_min(1), values)
 
     return average
