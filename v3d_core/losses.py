@@ -31,7 +31,7 @@ def ssim(
     With `padding` 0 only whole windows count, which equals scikit-image's gaussian SSIM; 3DGS
     trainers pad with zeros by the window's radius so that every pixel counts.
     """
-    count, height, width, channels = images.shape
+    height, width, channels = images.shape[1:]
     if padding == 0 and min(height, width) <= 2 * SSIM_RADIUS:
         raise ValueError(
             f"ssim: pictures of {width}x{height} are smaller than its "

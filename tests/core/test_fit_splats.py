@@ -1,0 +1,256 @@
+"""The splat fit on pictures whose truth is known: quality, repeatability, cancelling, edits."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from v3d_core.cameras import Orbit, orbit_cameras, resize_cameras
+from v3d_core.demo_object import demo_robot
+from v3d_core.metrics import psnr
+from v3d_core.procedural import render_object
+from v3d_core.sh import colours_from_dc
+from v3d_core.splats.config import SPLAT_PRESETS, SplatFitConfig
+from v3d_core.splats.densify import Parameters, split_and_prune
+from v3d_core.splats.fit import _for_cameras, _shuffled_batches, fit_splats
+from v3d_core.splats.init import quats_from_normals, splats_from_hull
+from v3d_core.splats.projection import quats_to_rotations
+from v3d_core.splats.raster import render_splats
+from v3d_core.structures import GaussianSplats
+from v3d_core.visual_hull import tight_visual_hull
+
+TINY = SplatFitConfig(
+    steps=60, resolution=64, initial_splats=1200, max_splats=1800, hull_resolution=48
+)
+
+
+@pytest.fixture(scope="module")
+def robot():
+    """Twelve training views of the demo object and four between them, 64 px."""
+    train = render_object(orbit_cameras(Orbit(num_views=12), 64, 64), demo_robot(), supersample=1)
+    between = Orbit(num_views=4, azimuth_start_deg=15.0, elevation_deg=5.0)
+    return train, render_object(orbit_cameras(between, 64, 64), demo_robot(), supersample=1)
+
+
+def on_white(views):
+    return views.images * views.masks[..., None] + 1 - views.masks[..., None]
+
+
+@pytest.fixture(scope="module")
+def fitted(robot):
+    return fit_splats(robot[0], TINY)
+
+
+def test_held_out_views_are_matched_and_not_their_mirror_images(robot, fitted):
+    test = robot[1]
+    rendered = render_splats(fitted.splats, test.cameras, depths=False)
+    truth = on_white(test)
+    assert psnr(rendered.colours, truth) > 22
+    assert psnr(rendered.colours, truth) > psnr(rendered.colours.flip(2), truth) + 4
+    assert psnr(rendered.colours, truth) > psnr(rendered.colours.flip(1), truth) + 4
+
+
+def test_fit_improves_on_its_start(robot, fitted):
+    start = fit_splats(robot[0], dataclasses.replace(TINY, steps=1))
+    truth = on_white(robot[1])
+
+    def quality(splats):
+        return psnr(render_splats(splats, robot[1].cameras, depths=False).colours, truth)
+
+    assert quality(fitted.splats) > quality(start.splats) + 2
+
+
+def test_same_seed_same_bits_and_another_seed_other_bits(robot):
+    config = dataclasses.replace(TINY, steps=12, resolution=48)
+    first, again = fit_splats(robot[0], config).splats, fit_splats(robot[0], config).splats
+    other = fit_splats(robot[0], dataclasses.replace(config, seed=1)).splats
+    for name in ("means", "scales", "quats", "opacities", "sh"):
+        assert torch.equal(getattr(first, name), getattr(again, name))
+    assert not torch.equal(first.means, other.means)
+
+
+def test_global_random_state_is_neither_used_nor_changed(robot):
+    config = dataclasses.replace(TINY, steps=3, resolution=32)
+    torch.manual_seed(1)
+    first = fit_splats(robot[0], config).splats
+    torch.manual_seed(2)
+    before = torch.random.get_rng_state()
+    again = fit_splats(robot[0], config).splats
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert torch.equal(first.means, again.means)
+
+
+def test_budget_and_report_are_kept(fitted):
+    assert len(fitted.splats) <= TINY.max_splats
+    assert fitted.report["splats"] == len(fitted.splats)
+    assert fitted.report["steps"] == TINY.steps
+    assert fitted.report["resolution"] == 64
+    assert float(fitted.report["psnr_train"]) > 22
+
+
+def test_higher_sh_degree_fits_too(robot):
+    config = dataclasses.replace(TINY, steps=15, sh_degree=2)
+    splats = fit_splats(robot[0], config).splats
+    assert splats.sh.shape[1] == 9 and bool((splats.sh[:, 1:] != 0).any())
+
+
+def test_progress_counts_every_step_with_a_picture_on_demand_and_can_cancel(robot):
+    class Cancelled(BaseException):
+        pass
+
+    seen = []
+
+    def progress(step, total, preview=None, text=""):
+        seen.append((step, total, text))
+        if step == 3:
+            picture = preview()
+            assert picture.shape == (32, 32, 3)
+            assert 0 <= float(picture.min()) and float(picture.max()) <= 1
+        if step == 4:
+            raise Cancelled
+
+    with pytest.raises(Cancelled):
+        fit_splats(robot[0], dataclasses.replace(TINY, resolution=32), progress=progress)
+    assert [s[0] for s in seen] == [1, 2, 3, 4]
+    assert {s[1] for s in seen} == {TINY.steps}
+    assert "splats" in seen[0][2]
+
+
+def test_inputs_are_not_changed(robot):
+    train = robot[0]
+    copies = train.images.clone(), train.masks.clone(), train.cameras.camera_to_world.clone()
+    fit_splats(train, dataclasses.replace(TINY, steps=2, resolution=32))
+    now = train.images, train.masks, train.cameras.camera_to_world
+    assert all(torch.equal(a, b) for a, b in zip(copies, now, strict=True))
+
+
+def test_one_view_is_refused(robot):
+    with pytest.raises(ValueError, match="at least 2 views to have depth, got 1"):
+        fit_splats(robot[0][0], TINY)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"steps": 0}, "steps must be at least 1, got 0"),
+        ({"resolution": 8}, "at least 16 px, got 8"),
+        ({"sh_degree": 4}, "0 to 3, got 4"),
+        ({"max_splats": 0}, "max_splats must be at least 1, got 0"),
+    ],
+)
+def test_impossible_settings_are_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(SPLAT_PRESETS["normal"], **change)
+
+
+def test_every_view_comes_once_before_any_comes_again():
+    batches = _shuffled_batches(7, 3, torch.Generator().manual_seed(0))
+    for _ in range(5):
+        assert all(len(set(next(batches))) == 3 for _ in range(7))
+    batches = _shuffled_batches(6, 2, torch.Generator().manual_seed(0))
+    for _ in range(4):
+        assert sorted(sum((next(batches) for _ in range(3)), [])) == list(range(6))
+
+
+def test_a_splat_fitted_small_looks_the_same_large(robot, fitted):
+    """Shrunk by area, the large picture of the widened splat is the small picture of the fitted."""
+    small = robot[0].cameras[:2]
+    large = resize_cameras(small, 256, 256)
+    wanted = render_splats(fitted.splats, small, depths=False).colours
+
+    def shrunk(splats):
+        picture = render_splats(splats, large, depths=False).colours.permute(0, 3, 1, 2)
+        return torch.nn.functional.avg_pool2d(picture, 4).permute(0, 2, 3, 1)
+
+    widened = psnr(shrunk(_for_cameras(fitted.splats, small, large)), wanted)
+    assert widened > psnr(shrunk(fitted.splats), wanted) + 3
+    assert _for_cameras(fitted.splats, large, small) is fitted.splats
+
+
+def test_start_lies_on_the_object_with_its_colours(robot):
+    train = robot[0]
+    hull = tight_visual_hull(train, 64)
+    splats = splats_from_hull(hull, train, 3000, 1, torch.Generator().manual_seed(0))
+    assert len(splats) == 3000 and splats.sh.shape[1] == 4
+    rendered = render_splats(splats, train.cameras, depths=False)
+    assert psnr(rendered.colours, on_white(train)) > 15
+    colours = colours_from_dc(splats.sh[:, 0])
+    assert float(colours.min()) >= 0 and float(colours.max()) <= 1
+    # thin along the normal: the shortest axis is the third one, which points outward
+    assert bool((splats.scales.argmin(-1) == 2).all())
+
+
+def test_quats_turn_z_to_the_normal():
+    normals = torch.nn.functional.normalize(
+        torch.randn(50, 3, generator=torch.Generator().manual_seed(0)), dim=-1
+    )
+    normals = torch.cat([normals, torch.tensor([[0, 0, 1.0], [0, 0, -1.0]])])
+    turned = quats_to_rotations(quats_from_normals(normals))[..., 2]
+    torch.testing.assert_close(turned, normals, rtol=0, atol=1e-5)
+
+
+def some_parameters(count=6):
+    generator = torch.Generator().manual_seed(0)
+    splats = GaussianSplats(
+        torch.randn(count, 3, generator=generator),
+        torch.rand(count, 3, generator=generator) * 0.1 + 0.05,
+        torch.nn.functional.normalize(torch.randn(count, 4, generator=generator), dim=-1),
+        torch.linspace(0.1, 0.9, count),
+        torch.randn(count, 1, 3, generator=generator),
+    )
+    names = ("means", "log_scales", "quats", "logit_opacities", "sh_dc", "sh_rest")
+    return Parameters(splats, dict.fromkeys(names, 0.01)), splats
+
+
+def one_step(parameters):
+    means, quats, scales, opacities, sh = parameters.activated()
+    loss = sum((x * x).sum() for x in (means, quats, scales, opacities, sh))
+    parameters.optimizer.zero_grad()
+    loss.backward()
+    parameters.optimizer.step()
+
+
+def test_split_replaces_the_neediest_by_two_symmetric_halves():
+    parameters, before = some_parameters()
+    scores = torch.tensor([0.0, 5.0, 1.0, 9.0, 2.0, 0.5])
+    removed, split = split_and_prune(parameters, scores, budget=8, prune_opacity=0.005)
+    after = parameters.splats()
+    assert (removed, split, len(after)) == (0, 2, 8)
+    torch.testing.assert_close(after.means[:4], before.means[[0, 2, 4, 5]])
+    for child, parent in ((4, 3), (5, 1)):
+        centre = (after.means[child] + after.means[child + 2]) / 2
+        torch.testing.assert_close(centre, before.means[parent])
+        longest = int(before.scales[parent].argmax())
+        axis = quats_to_rotations(before.quats[parent][None])[0][:, longest]
+        apart = after.means[child] - after.means[child + 2]
+        torch.testing.assert_close(apart, axis * before.scales[parent, longest])
+        shrink = after.scales[child] / before.scales[parent]
+        assert float(shrink[longest]) == pytest.approx(1 / 1.6, rel=1e-4)
+        others = [i for i in range(3) if i != longest]
+        torch.testing.assert_close(shrink[others], torch.ones(2))
+
+
+def test_faint_gaussians_are_removed_and_the_optimizer_state_follows():
+    parameters, _ = some_parameters()
+    one_step(parameters)
+    old = {
+        n: parameters.optimizer.state[v]["exp_avg"].clone() for n, v in parameters.values.items()
+    }
+    removed, split = split_and_prune(
+        parameters, torch.tensor([0.0, 0, 0, 0, 0, 1.0]), budget=6, prune_opacity=0.2
+    )
+    assert (removed, split) == (1, 1)
+    for name, value in parameters.values.items():
+        state = parameters.optimizer.state[value]
+        kept = slice(1, 5)
+        assert torch.equal(state["exp_avg"][:4], old[name][kept])
+        assert not state["exp_avg"][4:].any() and len(state["exp_avg_sq"]) == 6
+        group = next(g for g in parameters.optimizer.param_groups if g["name"] == name)
+        assert group["params"][0] is value
+    one_step(parameters)  # goes on without complaint
+
+
+def test_a_full_budget_splits_nothing():
+    parameters, before = some_parameters()
+    assert split_and_prune(parameters, torch.ones(6), budget=6, prune_opacity=0.0) == (0, 0)
+    assert torch.equal(parameters.splats().means, before.means)
