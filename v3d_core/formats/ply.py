@@ -207,29 +207,29 @@ def _check_fields(path: Path, names: list[str]) -> None:
 
 
 def _splats_from_table(path: Path, table: np.ndarray, drop_invalid: bool) -> GaussianSplats:
-    def columns(*names: str) -> np.ndarray:  # [N, len(names)] float64
-        return np.stack([table[name].astype(np.float64) for name in names], axis=1)
+    def columns(*names: str) -> np.ndarray:  # [N, len(names)] float32
+        return np.stack([table[name] for name in names], axis=1).astype(np.float32, copy=False)
 
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
         means = columns("x", "y", "z")
-        scales = np.exp(columns("scale_0", "scale_1", "scale_2"))
+        # float64 between the stored and the activated form, so that rounding happens once
+        scales = np.exp(columns("scale_0", "scale_1", "scale_2").astype(np.float64))
         scales = np.where(scales < SMALLEST_SCALE, SMALLEST_SCALE, scales)
-        opacities = 1 / (1 + np.exp(-columns("opacity")[:, 0]))
-        quats = columns("rot_0", "rot_1", "rot_2", "rot_3")
+        opacities = 1 / (1 + np.exp(-columns("opacity")[:, 0].astype(np.float64)))
+        quats = columns("rot_0", "rot_1", "rot_2", "rot_3").astype(np.float64)
         length = np.linalg.norm(quats, axis=1, keepdims=True)
         near_unit = np.abs(length - 1) <= UNIT_QUAT_ROUNDING
         quats = np.where(near_unit, quats, quats / length)
-        dc = columns("f_dc_0", "f_dc_1", "f_dc_2")[:, None]
+        sh = columns("f_dc_0", "f_dc_1", "f_dc_2")[:, None]
         rest_count = sum(name.startswith("f_rest_") for name in table.dtype.names or ())
-        sh = dc
         if rest_count:
             rest = columns(*(f"f_rest_{i}" for i in range(rest_count)))
-            sh = np.concatenate(
-                [dc, rest.reshape(len(table), 3, rest_count // 3).transpose(0, 2, 1)], axis=1
-            )
-        values = [v.astype(np.float32) for v in (means, scales, quats, opacities, sh)]
-    flat = np.concatenate([v.reshape(len(table), math.prod(v.shape[1:])) for v in values], axis=1)
-    valid = np.isfinite(flat).all(axis=1)
+            rest = rest.reshape(len(table), 3, rest_count // 3).transpose(0, 2, 1)
+            sh = np.concatenate([sh, rest], axis=1)
+        values = [v.astype(np.float32, copy=False) for v in (means, scales, quats, opacities, sh)]
+    valid = np.ones(len(table), bool)
+    for v in values:
+        valid &= np.isfinite(v.reshape(len(table), math.prod(v.shape[1:]))).all(axis=1)
     if not valid.all() and not drop_invalid:
         raise ValueError(
             f"{path}: {int((~valid).sum())} of {len(table)} Gaussians have NaN or infinite values "
