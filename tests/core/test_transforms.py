@@ -35,6 +35,13 @@ def data_set(folder, top=None, frame=None, names=("r_0", "r_1", "r_2"), **change
     return path
 
 
+def link(path, target):
+    try:
+        path.symlink_to(target)
+    except OSError:
+        pytest.skip("this system lets only administrators make links")
+
+
 FOCAL = 0.5 * SIZE / math.tan(math.radians(30))
 
 
@@ -98,7 +105,8 @@ def test_pictures_outside_the_data_set_are_refused(tmp_path, file_path):
     folder.mkdir()
     (tmp_path / "secret.png").touch()
     (folder / "images").mkdir()
-    (folder / "link").symlink_to(tmp_path)
+    if file_path.startswith("link"):
+        link(folder / "link", tmp_path)
     path = data_set(folder)
     data = json.loads(path.read_text())
     data["frames"][1]["file_path"] = file_path
@@ -111,7 +119,7 @@ def test_a_data_set_behind_a_link_is_fine(tmp_path):
     folder = tmp_path / "set"
     folder.mkdir()
     data_set(folder)
-    (tmp_path / "link").symlink_to(folder)
+    link(tmp_path / "link", folder)
     assert len(read_transforms(tmp_path / "link" / "transforms.json").names) == 3
 
 
