@@ -12,7 +12,7 @@ _CONTENTS = {
     # values that travel between stages
     "structures": ("Cameras", "GaussianSplats", "Mesh", "Views"),
     "progress": ("Progress", "silent"),
-    # cameras and frames
+    # cameras and pictures
     "cameras": (
         "ORBIT_PRESETS",
         "Orbit",
@@ -23,6 +23,24 @@ _CONTENTS = {
         "project_points",
         "resize_cameras",
     ),
+    "images": ("composite", "contact_sheet", "resize_views"),
+    "keying": ("key_uniform_background",),
+    "metrics": ("psnr", "score_views"),
+    "visual_hull": ("VisualHull", "carve_visual_hull"),
+    # stage: views to splats, splats to pictures
+    "splats.config": ("SPLAT_PRESETS", "SplatFitConfig"),
+    "splats.fit": ("SplatFit", "fit_splats"),
+    "splats.raster": ("Rendered", "render_splats"),
+    # stage: splats to mesh
+    "mesh.config": ("SplatMeshConfig",),
+    "mesh.from_splats": ("mesh_from_splats",),
+    # files
+    "formats.atomic": ("OutputError",),
+    "formats.colmap": ("write_colmap_text",),
+    "formats.mesh_files": ("read_mesh", "write_mesh"),
+    "formats.ply": ("read_splat_ply", "write_splat_ply"),
+    "formats.video": ("read_video_frames", "write_video"),
+    "formats.views": ("LoadedViews", "load_views", "save_views"),
     "backends": ("MissingPackageError",),
 }
 _HOME = {name: module for module, names in _CONTENTS.items() for name in names}

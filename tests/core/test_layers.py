@@ -161,7 +161,9 @@ def test_every_public_name_resolves_without_host_or_optional_packages():
         "from v3d_core import *\n"
         "missing = [name for name in v3d_core.__all__ if name not in globals()]\n"
         "assert not missing, missing\n"
-        "assert not set(v3d_core.__all__) - set(dir(v3d_core))"
+        "assert not set(v3d_core.__all__) - set(dir(v3d_core))\n"
+        "modules = [n for n in v3d_core.__all__ if type(globals()[n]) is type(sys)]\n"
+        "assert not modules, modules"
     )
 
 
