@@ -145,7 +145,7 @@ def reconstruct(
             "width": views.cameras.width,
             "height": views.cameras.height,
         },
-        "engine": fit.report.get("engine", "torch"),
+        "engine": fit.report["engine"],
         "splats": len(splats),
         "fit": fit.report,
         "mesh": None

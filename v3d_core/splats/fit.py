@@ -20,7 +20,7 @@ from .config import SplatFitConfig
 from .densify import Parameters, split_and_prune
 from .init import splats_from_hull
 from .projection import LOW_PASS_VARIANCE
-from .raster import rasterize, render_splats
+from .raster import choose_engine, rasterize, render_splats
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ def fit_splats(
         "psnr_train": round(psnr, 3),
         "resolution": max(views.cameras.width, views.cameras.height),
         "seed": config.seed,
-        "engine": "torch",
+        "engine": choose_engine(views.device, views.images.dtype)[0],
         "device": str(views.device),
     }
     return SplatFit(splats, report)
