@@ -200,7 +200,7 @@ def count_pairs(
     gaussian_start: _Ints,
 ):
     """One thread: pairs per tile, and the first slot of each Gaussian in its own numbering."""
-    total = int(0)  # noqa: UP018 (a literal is a constant to Warp, which a loop may not change)
+    total = int(0)  # noqa: RUF046, UP018 (a literal is a constant to Warp, which a loop may not change)
     for k in range(order.shape[0]):
         g = int(order[k])
         gaussian_start[k] = total
@@ -226,7 +226,7 @@ def list_pairs(
     pair_slot: _Ints,
 ):
     """One thread: every tile's Gaussians in depth order, and each pair's gradient slot."""
-    slot = int(0)  # noqa: UP018 (as above)
+    slot = int(0)  # noqa: RUF046, UP018 (as above)
     for k in range(order.shape[0]):
         g = int(order[k])
         half_x = gaussians[g * 12 + 10]
