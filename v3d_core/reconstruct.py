@@ -219,7 +219,8 @@ def render_and_score(
     written = torch.stack([read_rgba(folder / f"{name}.png") for name in names])
     lpips, reason = load_lpips()
     scores = score_views(written[..., :3], written[..., 3], truth.images, truth.masks, lpips=lpips)
-    rows = [{"name": name, **row} for name, row in zip(names, scores.pop("per_view"), strict=True)]
+    figures: Any = scores.pop("per_view")
+    rows = [{"name": name, **row} for name, row in zip(names, figures, strict=True)]
     return {**scores, "lpips_backend": reason, "background": "white", "per_view": rows}
 
 

@@ -35,8 +35,8 @@ def sh_basis(directions: Tensor, degree: int) -> Tensor:  # [..., 3] -> [..., (d
     basis = [torch.full_like(x, SH_C0)]
     if degree >= 1:
         basis += [-_C1 * y, _C1 * z, -_C1 * x]
+    xx, yy, zz = x * x, y * y, z * z
     if degree >= 2:
-        xx, yy, zz = x * x, y * y, z * z
         basis += [
             _C2[0] * x * y,
             -_C2[0] * y * z,

@@ -148,14 +148,14 @@ def _warp_engine() -> tuple[Rasterizer | None, str]:
 
         with torch.inference_mode(False), torch.enable_grad():
             problem = compare_with_oracle(rasterize_warp)
+        if not problem:
+            logger.info("rasterizer on CPU: warp (agrees with the torch oracle)")
+            return rasterize_warp, ""
     except Exception as error:  # a broken native package raises anything; torch still works
         problem = f"it does not run: {error}"
-    if problem:
-        reason = f"the warp rasteriser is not used: {problem}"
-        logger.warning("rasterizer on CPU: torch (%s)", reason)
-        return None, reason
-    logger.info("rasterizer on CPU: warp (agrees with the torch oracle)")
-    return rasterize_warp, ""
+    reason = f"the warp rasteriser is not used: {problem}"
+    logger.warning("rasterizer on CPU: torch (%s)", reason)
+    return None, reason
 
 
 def compare_with_oracle(engine: Rasterizer, size: int = 40, count: int = 200) -> str:

@@ -225,7 +225,7 @@ class _Composite(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad_pixels):
+    def backward(ctx, grad_pixels):  # pyright: ignore[reportIncompatibleMethodOverride]
         conics, opacities, features, alpha, weight, sorted_gaussian = ctx.saved_tensors
         pairs: _Pairs = ctx.pairs
         grad_channels = grad_pixels.t().contiguous()

@@ -147,7 +147,7 @@ class _Composite(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad_picture):
+    def backward(ctx, grad_picture):  # pyright: ignore[reportIncompatibleMethodOverride]
         e = engine()
         record, picture = ctx.saved_tensors
         lists: _TileLists = ctx.lists
