@@ -6,6 +6,7 @@ from pathlib import Path
 
 from comfy_api.v0_0_2 import io
 
+from ..v3d_core.formats.colmap import write_colmap_text
 from ..v3d_core.formats.pictures import list_pictures, read_pictures
 from ..v3d_core.formats.views import LoadedViews, has_split, load_views, save_views
 from ..v3d_core.structures import Cameras
@@ -131,8 +132,6 @@ class V3DSaveViews(io.ComfyNode):
         path, subfolder = output_path(filename_prefix, "")
         save_views(path, views)
         if colmap:
-            from ..v3d_core.formats.colmap import write_colmap_text
-
             write_colmap_text(path, views)
         name = (Path(subfolder) / path.name).as_posix() + IN_OUTPUT
         tell("V3D Save Views", f"saved {len(views)} views in {name}")

@@ -132,7 +132,8 @@ def named_errors(execute: Callable) -> Callable:
         try:
             return execute(cls, **inputs)
         except (ValueError, OSError) as error:
-            name = cls.GET_SCHEMA().display_name
+            # not GET_SCHEMA: it stores what it finds on the class, which is locked in a run
+            name = cls.define_schema().display_name
             kind = ValueError if isinstance(error, ValueError) else OSError
             raise kind(f"{name}: {error}") from error
 

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
+import numpy as np
 import torch
+import trimesh
 
 PACK = "v3d_pack"
+REPOSITORY = Path(__file__).resolve().parents[3]
 
 
 def pack(module: str):
@@ -51,3 +55,22 @@ def orbit_frames(views: int = 6, size: int = 64):
     cameras = cameras_module.orbit_cameras(cameras_module.Orbit(num_views=views), size, size)
     picture = render(asymmetric_splats(), cameras)
     return picture.colours, picture.alphas, cameras
+
+
+def open_mesh(path):
+    """The one mesh of a file, with the transforms of its scene applied."""
+    scene = trimesh.load(path, force="scene", process=False)
+    (node,) = scene.graph.nodes_geometry
+    matrix, name = scene.graph[node]
+    return scene.geometry[name].apply_transform(matrix)
+
+
+def display_colours(opened, suffix):
+    """sRGB vertex colours in [0, 1]; trimesh keeps them beside the material where there is one."""
+    stored = getattr(opened.visual, "vertex_attributes", {}).get("color")
+    stored = np.asarray(opened.visual.vertex_colors if stored is None else stored)
+    whole = np.iinfo(stored.dtype).max if stored.dtype.kind == "u" else 1
+    colours = stored[:, :3] / whole
+    if suffix != "glb":
+        return colours
+    return pack("nodes.convert").linear_to_srgb(torch.tensor(colours)).numpy()

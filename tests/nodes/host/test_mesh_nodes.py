@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 import torch
-import trimesh
-from scenes import asymmetric_splats, orbit_frames, pack
+from scenes import asymmetric_splats, display_colours, open_mesh, orbit_frames, pack
 
 
 @pytest.fixture(autouse=True)
@@ -42,25 +41,6 @@ def assert_looks_like_the_object(vertices, colours):
         centre = vertices[chosen].mean(0)
         assert centre.argmax() == axis, (channel, centre)
         assert centre[axis] > 0.35, (channel, centre)
-
-
-def open_mesh(path):
-    """The one mesh of a file, with the transforms of its scene applied."""
-    scene = trimesh.load(path, force="scene", process=False)
-    (node,) = scene.graph.nodes_geometry
-    matrix, name = scene.graph[node]
-    return scene.geometry[name].apply_transform(matrix)
-
-
-def display_colours(opened, suffix):
-    """sRGB vertex colours in [0, 1]; trimesh keeps them beside the material where there is one."""
-    stored = getattr(opened.visual, "vertex_attributes", {}).get("color")
-    stored = np.asarray(opened.visual.vertex_colors if stored is None else stored)
-    whole = np.iinfo(stored.dtype).max if stored.dtype.kind == "u" else 1
-    colours = stored[:, :3] / whole
-    if suffix != "glb":
-        return colours
-    return pack("nodes.convert").linear_to_srgb(torch.tensor(colours)).numpy()
 
 
 @pytest.mark.parametrize("with_views", [True, False])
