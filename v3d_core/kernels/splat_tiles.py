@@ -17,6 +17,9 @@ one unused. Pictures have 4 channels: premultiplied colour and coverage.
 # Annotations must be evaluated: Warp reads the types of kernel arguments from them.
 import warp as wp
 
+# Warp names its cache files after this; ComfyUI imports the pack under a name with slashes in it.
+__name__ = "v3d_core.kernels.splat_tiles"
+
 TILE = 16  # pixels; 8 was slower on CPU (51/98 against 12/54 ms at 50k splats, 512 px; measured)
 RECORD = 12  # floats per Gaussian
 PAIR_GRADIENTS = 9  # floats per pair: r, g, b, opacity, x, y, conic a, b, c

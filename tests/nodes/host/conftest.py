@@ -11,7 +11,6 @@ import pytest
 
 HERE = Path(__file__).resolve().parent
 REPOSITORY = HERE.parents[2]
-PACK = "v3d_pack"  # any name: ComfyUI derives one from the folder
 
 
 def _load(name: str, path: Path, **options):
@@ -28,9 +27,9 @@ if "comfy.cli_args" not in sys.modules:
     bootstrap.make_importable("--cpu", "--disable-api-nodes")
     _load("comfy_server", HERE / "comfy_server.py")
     _load("ui_to_api", HERE / "ui_to_api.py")
-    _load("scenes", HERE / "scenes.py")
+    scenes = _load("scenes", HERE / "scenes.py")
     # the way ComfyUI loads a pack: from its folder, under a made-up name
-    pack = _load(PACK, REPOSITORY / "__init__.py", submodule_search_locations=[str(REPOSITORY)])
+    _load(scenes.PACK, REPOSITORY / "__init__.py", submodule_search_locations=[str(REPOSITORY)])
 
 
 @pytest.fixture(scope="session")

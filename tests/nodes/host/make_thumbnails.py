@@ -26,7 +26,7 @@ from ui_to_api import to_prompt
 REPOSITORY = Path(__file__).resolve().parents[3]
 SIZE = 512
 AZIMUTH_DEG, ELEVATION_DEG, RADIUS, FOV_DEG = 40.0, 15.0, 1.9, 50.0
-SURFACE_POINTS = 6_000_000
+SURFACE_POINTS = 3_000_000
 
 
 def fetch(url: str, body: dict | None = None) -> bytes:
@@ -93,10 +93,12 @@ def draw(points: np.ndarray, colours: np.ndarray, size: int) -> Image.Image:
     column = np.floor(size / 2 - focal * x / z).astype(int)
     row = np.floor(size / 2 - focal * y / z).astype(int)
     order = np.argsort(z)  # far ones first, so that near ones overwrite them
-    inside = ((column >= 0) & (column < size) & (row >= 0) & (row < size))[order]
-    chosen = order[inside]
-    canvas = np.ones((size, size, 3))
-    canvas[row[chosen], column[chosen]] = colours[chosen]
+    canvas = np.ones((size + 1, size + 1, 3))
+    square = [(0, 0), (0, 1), (1, 0), (1, 1)]  # pixels of a point: no holes to see through
+    rows = np.stack([row[order] + down for down, _ in square], 1).clip(0, size).ravel()
+    columns = np.stack([column[order] + across for _, across in square], 1).clip(0, size).ravel()
+    canvas[rows, columns] = colours[order].repeat(len(square), axis=0)
+    canvas = canvas[:size, :size]
     return Image.fromarray((canvas * 255).round().astype(np.uint8))
 
 
@@ -104,7 +106,10 @@ def main() -> None:
     """Write both thumbnails."""
     server, output = sys.argv[1].rstrip("/"), Path(sys.argv[2])
     folder = REPOSITORY / "workflows"
-    splat_picture(server).convert("RGB").save(folder / "frames_to_splat.jpg", quality=88)
+    splat = splat_picture(server).convert("RGB")
+    margin = splat.width // 8
+    splat = splat.crop((margin, margin, splat.width - margin, splat.height - margin))
+    splat.resize((SIZE, SIZE), Image.LANCZOS).save(folder / "frames_to_splat.jpg", quality=88)
     mesh_picture(server, output).save(folder / "frames_to_mesh.jpg", quality=88)
 
 

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 import trimesh
 
-PACK = "v3d_pack"
 REPOSITORY = Path(__file__).resolve().parents[3]
+PACK = REPOSITORY.as_posix().replace(".", "_x_")  # as ComfyUI names a pack it imports
 
 
 def pack(module: str):

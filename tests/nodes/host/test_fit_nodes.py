@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from scenes import orbit_frames, pack
+from scenes import PACK, orbit_frames, pack
 
 TINY = {"preset": "draft", "seed": 3, "resolution": 48, "max_splats": 1500, "steps": 60}
 TINY |= {"views_per_step": 0, "sh_degree": -1}
@@ -78,3 +78,10 @@ def test_a_single_view_is_refused_under_the_nodes_name():
 
 def test_the_largest_seed_works():
     assert fit(seed=2**64 - 1, steps=2)[0].positions.shape[1] > 0
+
+
+def test_the_compiled_engine_runs_under_the_name_the_host_imports_us_by():
+    pytest.importorskip("warp")
+    assert "/" in PACK  # a name that compilers must not make file names of
+    raster = pack("v3d_core.splats.raster")
+    assert raster.choose_engine(torch.device("cpu"), torch.float32)[0] == "warp"
