@@ -65,6 +65,7 @@ def main(arguments):
         return f"No tool {arguments[0]!r} in {BIN}"
     path = os.pathsep.join([str(BIN), os.environ.get("PATH", "")])
     environment = dict(os.environ, VIRTUAL_ENV=str(VENV), PATH=path)
+    environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # see v3d_core/__main__.py
     process = subprocess.Popen([str(tool), *arguments[1:]], env=environment)
     while True:
         try:

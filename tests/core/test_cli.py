@@ -3,6 +3,7 @@
 import functools
 import json
 import math
+import os
 import shutil
 
 import numpy as np
@@ -297,6 +298,18 @@ def test_fewer_frames_make_an_orbit_of_as_many_views(frames_folder, tmp_path):
     path = tmp_path / "s.ply"
     assert cli.main(["fit-splat", str(frames_folder), "--out", str(path), "--frames", "9"]) == 0
     assert path.exists()
+
+
+def test_module_command_runs_and_lets_idle_threads_sleep(monkeypatch, capsys):
+    from v3d_core import __main__
+
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")  # so that the old value comes back
+    monkeypatch.delenv("OMP_WAIT_POLICY")
+    monkeypatch.setattr("sys.argv", ["v3d", "--version"])
+    with pytest.raises(SystemExit):
+        __main__.main()
+    assert os.environ["OMP_WAIT_POLICY"] == "PASSIVE"
+    assert v3d_core.__version__ in capsys.readouterr().out
 
 
 def test_version_is_printed(capsys):
