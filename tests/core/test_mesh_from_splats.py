@@ -10,16 +10,21 @@ import torch
 import trimesh
 
 from v3d_core import procedural
-from v3d_core.cameras import Orbit, orbit_cameras, project_points, resize_cameras
+from v3d_core.cameras import Orbit, camera_rays, orbit_cameras, project_points, resize_cameras
 from v3d_core.demo_object import AnalyticObject, demo_robot, sphere_object
 from v3d_core.mesh import fusion
 from v3d_core.mesh.config import SplatMeshConfig
-from v3d_core.mesh.from_splats import mesh_from_splats, sphere_cameras
+from v3d_core.mesh.from_splats import (
+    extract_surface,
+    fuse_maps,
+    mesh_from_splats,
+    sphere_cameras,
+)
 from v3d_core.mesh.fusion import fuse, prepare_evidence
 from v3d_core.structures import Cameras, GaussianSplats, Mesh, Views
 
 ROBOT = demo_robot()
-SMALL = SplatMeshConfig(resolution=64, picture_size=96)
+SMALL = SplatMeshConfig(resolution=64, picture_size=96, extra_elevations_deg=())
 
 
 def splats_on(shape: AnalyticObject, count: int = 400) -> GaussianSplats:
@@ -144,11 +149,30 @@ def test_dense_and_sparse_fusion_agree():
     volume = fuse(evidence, config)
     index = fusion._grid(list(volume.values.shape), torch.device("cpu"))
     points = volume.origin + index * volume.voxel
-    dense = fusion._fuse_points(points, evidence, volume.voxel, config)
+    dense = fusion._fuse_points(points, evidence, volume.voxel, config, 0.0)
     dense = dense.reshape(volume.values.shape)[1:-1, 1:-1, 1:-1]
     sparse = volume.values[1:-1, 1:-1, 1:-1]
     disagree = (dense > 0) != (sparse > 0)
     assert float(disagree.float().mean()) < 1e-4
+
+
+@pytest.mark.parametrize("error", [0.0, 0.006, 0.012])
+def test_depth_that_lies_behind_the_surface_is_put_right_by_the_outlines(error):
+    ball = sphere_object(0.6)
+    cameras = orbit(128, 12)
+    maps = procedural.render_maps(cameras, ball)
+    depths = torch.where(maps.alphas >= 0.5, maps.depths, 0.0)
+    slant = (maps.normals * camera_rays(cameras)[1]).sum(-1).abs()  # along the normal: the same
+    depths = torch.where(depths > 0, depths + error / slant.clamp_min(0.15), 0.0)
+    radius = {}
+    for match in (False, True):
+        config = dataclasses.replace(SMALL, match_outlines=match)
+        mesh = extract_surface(fuse_maps(cameras, maps.alphas, depths, config))
+        waist = mesh.vertices[mesh.vertices[:, 1].abs() < 0.1]
+        radius[match] = float(waist.norm(dim=-1).median())
+    quarter_pixel = 0.25 * 2.0 / float(cameras.K[0, 0, 0])
+    assert radius[False] == pytest.approx(0.6 - error, abs=quarter_pixel)
+    assert radius[True] == pytest.approx(0.6, abs=quarter_pixel)
 
 
 def test_what_no_view_sees_is_solid():
@@ -196,7 +220,7 @@ def test_progress_counts_up_to_its_total_and_can_stop_the_work():
     def record(step, total, preview=None, text=""):
         steps.append((step, total))
 
-    arguments = (splats_on(ball), orbit(32, 4), SplatMeshConfig(resolution=24))
+    arguments = (splats_on(ball), orbit(32, 4), dataclasses.replace(SMALL, resolution=24))
     mesh_from_splats(*arguments, render=ExactRenderer(ball), progress=record)
     assert [step for step, _ in steps] == list(range(1, steps[-1][1] + 1))
 

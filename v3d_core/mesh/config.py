@@ -14,8 +14,12 @@ class SplatMeshConfig:
     behind_voxels: float = 3.0  # depth of the skin that a view calls solid behind its surface
     min_cosine: float = 0.15  # pixels seen at a more grazing angle are ignored (81 degrees)
     behind_vote: float = 0.05  # weight with which a view calls what it cannot see solid
-    extra_elevations_deg: tuple[float, ...] = ()  # rings of views added to the given cameras
-    extra_views: int = 12  # views in each added ring
+    match_outlines: bool = True  # shift depth until the surface fills the outlines of the views
+    # rings of views added to the given cameras, degrees above: they look into what an orbit of
+    # elevation 0 leaves to outlines (F-score at 0.5 % of three scanned and modelled objects: +0.01
+    # to +0.04; the same views at elevation 0 bring nothing)
+    extra_elevations_deg: tuple[float, ...] = (-35.0, 35.0)
+    extra_views: int = 9  # views in each added ring
     picture_size: int = 256  # px, of cameras made here
     smooth_iterations: int = 10  # Taubin steps; 0 keeps the raw surface
     min_component_share: float = 0.02  # parts below this share of the largest part's area go

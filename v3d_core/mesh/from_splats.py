@@ -13,6 +13,7 @@ from torch import Tensor
 from ..cameras import intrinsics_from_fov, look_at
 from ..progress import Progress, silent
 from ..structures import Cameras, GaussianSplats, Mesh, Views
+from .calibrate import surface_offset
 from .clean import (
     drop_inverted_components,
     fill_holes,
@@ -95,6 +96,7 @@ def mesh_from_splats(
         raise ValueError("mesh_from_splats: there are 0 splats; fit or load some first")
     if views is not None:
         _require_same_poses(cameras, views)
+    given = None if cameras is None else len(cameras)
     cameras = _all_cameras(splats, cameras, config).to(splats.device, splats.means.dtype)
     total = len(cameras) + 3
     maps = []
@@ -103,7 +105,7 @@ def mesh_from_splats(
         progress(v + 1, total, None, f"Rendered depth of view {v + 1} of {len(cameras)}")
     alphas = torch.cat([m.alphas for m in maps])
     depths = torch.cat([m.depths for m in maps])
-    volume = fuse(prepare_evidence(cameras, alphas, depths, config.min_cosine), config)
+    volume = fuse_maps(cameras, alphas, depths, config, trusted=given)
     progress(total - 2, total, None, "Fused the depth maps")
     mesh = clean_mesh(extract_surface(volume), config)
     progress(total - 1, total, None, "Cleaned the surface")
@@ -117,6 +119,35 @@ def mesh_from_splats(
         mesh = colour_vertices(mesh, cameras[: len(colours)], colours, alphas, depths, tolerance)
     progress(total, total, None, f"Mesh of {len(mesh.faces)} faces")
     return mesh
+
+
+def fuse_maps(
+    cameras: Cameras,
+    alphas: Tensor,  # [V, H, W]
+    depths: Tensor,  # [V, H, W]
+    config: SplatMeshConfig,
+    trusted: int | None = None,
+) -> DistanceVolume:
+    """Fuse maps once, or twice when the first, coarser surface tells how far depth is off.
+
+    Args:
+        cameras: Where the maps were seen from.
+        alphas: Coverage. [V, H, W]
+        depths: Depth along the optical axis, 0 where there is none, world units. [V, H, W]
+        config: Settings.
+        trusted: Only the outlines of the first so many views are held to; None: of all.
+    """
+    offset = 0.0
+    if config.match_outlines:
+        near = slice(0, trusted)
+        evidence = prepare_evidence(cameras[near], alphas[near], depths[near], config.min_cosine)
+        coarse = dataclasses.replace(config, resolution=max(16, config.resolution * 2 // 3))
+        first = fuse(evidence, coarse)
+        offset = surface_offset(extract_surface(first).vertices, evidence)
+        limit = config.truncation_voxels * first.voxel / 2  # beyond this it is no offset of depth
+        # splats sit inside, never outside; small negative values are noise on the outline
+        offset = min(max(offset, 0.0), limit)
+    return fuse(prepare_evidence(cameras, alphas, depths, config.min_cosine), config, offset)
 
 
 def extract_surface(volume: DistanceVolume) -> Mesh:

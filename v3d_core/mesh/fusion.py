@@ -21,6 +21,8 @@ from .config import SplatMeshConfig
 
 BLOCK = 8  # voxels along the side of the blocks that are fused or skipped as a whole
 MAX_GROWTH_ROUNDS = 64  # each round adds the blocks that the surface leaves into
+STRAY_PX = 2.0  # a surface point may lie so far outside an outline, as rendered edges are soft
+STRAY_SHARE = 0.2  # a point outside the outline in more than this share of the views is no surface
 CHUNK_VALUES = 1_500_000  # points times views worked on at once: about 150 MB of float32
 
 
@@ -97,8 +99,13 @@ def prepare_evidence(
     )
 
 
-def fuse(evidence: Evidence, config: SplatMeshConfig) -> DistanceVolume:
+def fuse(evidence: Evidence, config: SplatMeshConfig, offset: float = 0.0) -> DistanceVolume:
     """Signed distances of the solid the maps agree on; only blocks near its surface are worked.
+
+    Args:
+        evidence: The maps.
+        config: Settings.
+        offset: How far the depths lie behind the surface, along its normal, world units.
 
     Raises:
         ValueError: When no pixel of any view shows a surface.
@@ -114,7 +121,7 @@ def fuse(evidence: Evidence, config: SplatMeshConfig) -> DistanceVolume:
 
     # one sample per block says where the rest is solid; the surface lies between and at depths
     middles = _grid(blocks.tolist(), points.device)
-    coarse = _fuse_points(origin + (middles + 0.5) * BLOCK * voxel, evidence, voxel, config)
+    coarse = _fuse_points(origin + (middles + 0.5) * BLOCK * voxel, evidence, voxel, config, offset)
     coarse = coarse.sign().reshape(blocks.tolist())
     volume = _upsample(coarse)
     near = torch.zeros_like(coarse, dtype=torch.bool)
@@ -127,7 +134,7 @@ def fuse(evidence: Evidence, config: SplatMeshConfig) -> DistanceVolume:
         if not len(todo):
             break
         index = (todo[:, None] * BLOCK + inside_block).reshape(-1, 3)
-        values = _fuse_points(origin + index * voxel, evidence, voxel, config)
+        values = _fuse_points(origin + index * voxel, evidence, voxel, config, offset)
         volume[index.unbind(-1)] = values
         done |= wanted
         wanted = done | _blocks_at_sign_changes(volume)
@@ -138,10 +145,11 @@ def fuse(evidence: Evidence, config: SplatMeshConfig) -> DistanceVolume:
 
 
 def _fuse_points(
-    points: Tensor, evidence: Evidence, voxel: float, config: SplatMeshConfig
+    points: Tensor, evidence: Evidence, voxel: float, config: SplatMeshConfig, offset: float
 ) -> Tensor:  # [N, 3] -> [N]
     chunk = max(1, CHUNK_VALUES // len(evidence.cameras))
-    return torch.cat([_fuse_chunk(part, evidence, voxel, config) for part in points.split(chunk)])
+    parts = points.split(chunk)
+    return torch.cat([_fuse_chunk(part, evidence, voxel, config, offset) for part in parts])
 
 
 def _fuse_chunk(
@@ -149,6 +157,7 @@ def _fuse_chunk(
     evidence: Evidence,
     voxel: float,
     config: SplatMeshConfig,
+    offset: float,
 ) -> Tensor:  # [N]
     # signed distance in units of the truncation, from what every view says about every point
     truncation = config.truncation_voxels * voxel
@@ -166,7 +175,7 @@ def _fuse_chunk(
     # interpolate depth only within one surface: 1/z is linear across a plane
     same = (smooth_inverse - inverse).abs() < 0.5 * truncation * inverse * inverse
     surface = 1 / torch.where(same, smooth_inverse, inverse).clamp_min(1e-9)
-    plane = (surface - depth) * slant  # positive in front of the surface
+    plane = (surface - depth) * slant - offset  # positive in front of the surface
 
     behind = config.behind_voxels * voxel
     background = inside_frame & (outline > 0)
@@ -229,19 +238,32 @@ def _slope(depths: Tensor, valid: Tensor, jump: Tensor, dim: int) -> tuple[Tenso
 
 
 def _outline_distance(alphas: Tensor) -> Tensor:  # [V, H, W]
-    # pixels to where coverage passes one half; pixels the outline crosses know it best themselves
+    # signed pixels to where coverage passes one half, finer than a pixel: the outermost pixels
+    # inside know from the coverage of both sides how far it is from their centre
     distances = []
     for alpha in alphas.cpu().numpy():
         inside = alpha >= 0.5
-        if not inside.any():
-            distances.append(np.full_like(alpha, max(alpha.shape)))
+        edge, beyond = edge_pixels(alpha, inside)
+        if not edge.any():
+            value = -max(alpha.shape) if inside.all() else max(alpha.shape)
+            distances.append(np.full_like(alpha, value))
             continue
-        signed = np.asarray(distance_transform_edt(~inside), np.float32)
-        signed = signed - np.asarray(distance_transform_edt(inside), np.float32)
-        signed -= 0.5 * np.sign(signed)  # the outline runs between the pixels
-        mixed = (alpha > 0.05) & (alpha < 0.95)
-        distances.append(np.where(mixed, 0.5 - alpha, signed))
+        to_outline = 0.5 - alpha - beyond
+        distance, index = distance_transform_edt(~edge, return_indices=True)  # type: ignore[misc]
+        signed = np.where(inside, -distance, distance) + to_outline[tuple(index)]
+        distances.append(signed.astype(np.float32))
     return torch.from_numpy(np.stack(distances)).to(alphas)
+
+
+def edge_pixels(alpha: np.ndarray, inside: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Pixels inside with a neighbour outside [H, W], and the most coverage out there [H, W].
+
+    The frame is not an outline: the object goes on beyond it.
+    """
+    padded = np.pad(np.where(inside, -1.0, alpha), 1, constant_values=-1.0)
+    sides = [padded[:-2, 1:-1], padded[2:, 1:-1], padded[1:-1, :-2], padded[1:-1, 2:]]
+    beyond = np.maximum.reduce(sides)  # -1 where all four are inside
+    return inside & (beyond >= 0), np.maximum(beyond, 0.0)
 
 
 def _surface_points(evidence: Evidence) -> Tensor:  # [N, 3]
@@ -252,7 +274,22 @@ def _surface_points(evidence: Evidence) -> Tensor:  # [N, 3]
             "mesh_from_splats: no view shows a surface (coverage stays below one half everywhere); "
             "check that the cameras look at the splats and that the splats are opaque"
         )
-    return origins[seen] + directions[seen] / evidence.inverse_depths[seen][:, None]
+    points = origins[seen] + directions[seen] / evidence.inverse_depths[seen][:, None]
+    chunk = max(1, CHUNK_VALUES // len(evidence.cameras))
+    outside = torch.cat([_share_outside(part, evidence) for part in points.split(chunk)])
+    # stray depths leave the outline of the object in other views; keep everything if all do
+    good = outside <= STRAY_SHARE
+    return points[good] if bool(good.any()) else points
+
+
+def _share_outside(points: Tensor, evidence: Evidence) -> Tensor:  # [N, 3] -> [N]
+    # share of the views in whose picture a point lies clearly outside the outline
+    size = points.new_tensor([evidence.cameras.width, evidence.cameras.height])
+    pixels, depth = project_points(points, evidence.cameras)
+    place = (2 * pixels / size - 1)[:, None]
+    outline = _sample([evidence.outline_px], place, "nearest")[:, 0]
+    in_frame = (depth > 0) & ((pixels > 0) & (pixels < size)).all(dim=-1)
+    return ((outline > STRAY_PX) & in_frame).sum(dim=0) / in_frame.sum(dim=0).clamp_min(1)
 
 
 def _grid(shape: list[int], device: torch.device) -> Tensor:  # [N, 3] int64
