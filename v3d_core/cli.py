@@ -60,7 +60,7 @@ def build_parser() -> argparse.ArgumentParser:
         "demo", help="splat, mesh and turntable of the orbit shipped with v3d"
     )
     demo.add_argument("--out", type=Path, default=Path("out/demo"), help="default: %(default)s")
-    _add_fit_options(demo, preset="draft")
+    _add_fit_options(demo, preset="normal")
     demo.set_defaults(run=run_demo)
 
     full = commands.add_parser(
