@@ -76,7 +76,10 @@ def owned(value: _Value, device: torch.device) -> _Value:
 class NodeProgress:
     """v3d_core's `Progress` on the node: bar, picture and a line of text; raises on Cancel."""
 
-    def __init__(self) -> None:
+    def __init__(self, time_left: bool = False) -> None:
+        """`time_left` adds steps and seconds left to the text, for work of even steps."""
+        self._time_left = time_left
+        self._started = time.monotonic()
         self._bar: ProgressBar | None = None
         self._next_preview = 0.0
         self._next_text = 0.0
@@ -93,6 +96,9 @@ class NodeProgress:
         now = time.monotonic()
         if text and (now >= self._next_text or step >= total):
             self._next_text = now + TEXT_INTERVAL_S
+            if self._time_left and step < total:
+                left = (now - self._started) * (total - step) / max(step, 1)
+                text += f", step {step} of {total}, {left:.0f} s left"
             show_text(text)
 
     def _picture(self, preview: Preview | None) -> tuple[str, Image.Image, int] | None:

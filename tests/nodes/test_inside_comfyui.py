@@ -43,7 +43,8 @@ def test_every_host_test_passes_inside_comfyui(tmp_path, record_property):
     assert not bad, f"{len(bad)} of {len(cases)} host tests failed: {bad}\n{done.stdout[-12000:]}"
     assert done.returncode == 0, done.stdout[-4000:]
     assert cases, f"no host test was collected:\n{done.stdout[-4000:]}"
-    record_property("host_tests", len(cases))
+    record_property("host_tests", len(cases) - len(skipped))
+    record_property("comfyui", f"ComfyUI at {host.comfyui}")
     if skipped:
         warnings.warn(f"{len(skipped)} of {len(cases)} host tests skipped: {skipped}", stacklevel=1)
 

@@ -81,7 +81,7 @@ GRAPHS = {
 GROUPS = (("Frames and cameras", 0, 1), ("Splat", 2, 2), ("Result", 3, 4))
 WIDTHS = {0: 340, 1: 340, 2: 360, 3: 340, 4: 420}
 HEIGHTS = {"PreviewImage": 320, "PreviewAny": 240, "SaveGLB": 420, "SaveGaussianSplat": 480}
-HEIGHTS["V3DFitSplat"] = 480  # room for the picture of the running fit
+HEIGHTS["V3DFitSplat"] = 560  # room for the picture of the running fit
 NOTE_SIZE = (420, 520)
 
 

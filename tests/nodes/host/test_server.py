@@ -236,7 +236,7 @@ def test_pictures_and_text_of_the_running_fit_arrive(server):
     size = (preview.shape[1], preview.shape[0])
     small = Image.fromarray((demo_frame(0) * 255).astype(np.uint8)).resize(size, Image.BOX)
     assert psnr(preview, np.asarray(small, np.float64) / 255) > 18
-    assert any("splats" in text for text in run.texts)
+    assert any("splats" in text and "s left" in text for text in run.texts)
     steps = [d["value"] for _, kind, d in run.events if kind == "progress" and d["node"] == "4"]
     assert steps == sorted(steps)
     assert steps[-1] == QUICK_FIT["steps"]
