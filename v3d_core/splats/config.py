@@ -16,7 +16,7 @@ class SplatFitConfig:
     resolution: int = 256  # longer side of the pictures that are fitted, px; 0 = as they are
     seed: int = 0  # start points, order of views, backgrounds
     # splats
-    initial_splats: int = 12_000  # spread over the visual hull's surface
+    initial_splats: int = 8_000  # spread over the visual hull's surface
     max_splats: int = 20_000  # budget that densification grows to
     sh_degree: int = 0  # 0 = colour does not change with the view, as V3D; up to 3
     hull_resolution: int = 128  # voxels along the object's longest side
@@ -24,13 +24,10 @@ class SplatFitConfig:
     ssim_weight: float = 0.2  # share of 1 - SSIM against L1
     mask_weight: float = 0.2  # of the L1 distance between coverage and mask
     opacity_weight: float = 0.0  # of the mean opacity, as V3D's undocumented 0.1
-    drop_rate: float = 0.0
-    flat_weight: float = 0.0
-    needle_weight: float = 0.0
     random_background: bool = True  # a new background colour per picture and step
     # learning rates of Adam; positions in units of the object's size
-    means_rate: float = 8e-4
-    means_rate_end: float = 2e-5  # log-linear to this at the end of the run
+    means_rate: float = 6.4e-3
+    means_rate_end: float = 6.4e-5  # log-linear to this at the end of the run
     scales_rate: float = 1e-2
     quats_rate: float = 5e-3
     opacities_rate: float = 5e-2
@@ -59,10 +56,10 @@ class SplatFitConfig:
 
 SPLAT_PRESETS: dict[str, SplatFitConfig] = {
     "draft": SplatFitConfig(
-        steps=200, resolution=128, initial_splats=6_000, max_splats=8_000, densify_rounds=3
+        steps=200, resolution=128, initial_splats=4_000, max_splats=8_000, densify_rounds=3
     ),
     "normal": SplatFitConfig(),
     "best": SplatFitConfig(
-        steps=1500, resolution=512, initial_splats=20_000, max_splats=40_000, densify_rounds=12
+        steps=1500, resolution=512, initial_splats=12_000, max_splats=40_000, densify_rounds=12
     ),
 }

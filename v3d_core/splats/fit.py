@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,8 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..images import resize_views
+from ..images import composite, resize_views
 from ..losses import SSIM_RADIUS, ssim
+from ..metrics import psnr
 from ..progress import Progress, silent
 from ..schedules import exponential
 from ..structures import Cameras, GaussianSplats, Views
@@ -20,7 +20,7 @@ from .config import SplatFitConfig
 from .densify import Parameters, split_and_prune
 from .init import splats_from_hull
 from .projection import LOW_PASS_VARIANCE
-from .raster import choose_engine, rasterize, render_splats
+from .raster import choose_engine, cores_for_engine, rasterize, render_splats
 
 
 @dataclass(frozen=True)
@@ -61,9 +61,27 @@ def fit_splats(
             f"a splat needs at least 2 views to have depth, got {len(views)}; "
             "connect the whole orbit"
         )
+    with cores_for_engine(views.device, views.images.dtype):
+        small = _at_resolution(views, config.resolution)
+        fitted = _optimise(small, config, progress)
+        psnr_train = _psnr_on_white(fitted, small)
+    splats = _for_cameras(fitted, small.cameras, views.cameras)
+    report: dict[str, float | int | str] = {
+        "steps": config.steps,
+        "splats": len(splats),
+        "seconds": round(time.perf_counter() - started, 3),
+        "psnr_train": round(psnr_train, 3),
+        "resolution": max(small.cameras.width, small.cameras.height),
+        "seed": config.seed,
+        "engine": choose_engine(views.device, views.images.dtype)[0],
+        "device": str(views.device),
+    }
+    return SplatFit(splats, report)
+
+
+def _optimise(views: Views, config: SplatFitConfig, progress: Progress) -> GaussianSplats:
+    """The loop: pictures of a few views, loss, Adam, and now and then a split."""
     generator = torch.Generator().manual_seed(config.seed)  # on CPU: same draws on every device
-    full_cameras = views.cameras
-    views = _at_resolution(views, config.resolution)
     hull = tight_visual_hull(views, config.hull_resolution)
     initial = min(config.initial_splats, config.max_splats)
     start = splats_from_hull(hull, views, initial, config.sh_degree, generator)
@@ -71,36 +89,24 @@ def fit_splats(
     targets = torch.cat([views.images * views.masks[..., None], views.masks[..., None]], dim=-1)
     rounds = _densify_steps(config)
     scores = torch.zeros(len(parameters), device=views.device)
-    mean_error = torch.zeros((), device=views.device)
 
     batches = _shuffled_batches(len(views), config.views_per_step, generator)
     for step in range(config.steps):
-        fraction = step / config.steps
-        rate = exponential(config.means_rate, config.means_rate_end, fraction)
+        rate = exponential(config.means_rate, config.means_rate_end, step / config.steps)
         parameters.set_rate("means", rate * hull.half_size)
         batch = next(batches)
         backgrounds = _backgrounds(len(batch), config.random_background, generator, views.device)
 
-        means, quats, scales, opacities, sh = parameters.activated()
-        if config.drop_rate:
-            kept = torch.rand(len(means), generator=generator).to(means.device) >= config.drop_rate
-            opacities = (opacities * kept / (1 - config.drop_rate)).clamp(max=1.0)
-        colours, alphas, means2d = rasterize(
-            means, quats, scales, opacities, sh, views.cameras[batch]
-        )
-        loss, mean_error = _loss(colours, alphas, targets[batch], backgrounds, config)
+        colours, alphas, means2d = rasterize(*parameters.activated(), views.cameras[batch])
+        loss = _loss(colours, alphas, targets[batch], backgrounds, config)
         if config.opacity_weight:
             opacities = parameters.values["logit_opacities"].sigmoid()
             loss = loss + config.opacity_weight * opacities.mean()
-        if config.flat_weight:
-            loss = loss + config.flat_weight * scales.amin(-1).mean() / hull.half_size
-        if config.needle_weight:
-            top = torch.log(scales).sort(-1).values
-            loss = loss + config.needle_weight * torch.relu(top[:, 2] - top[:, 1] - 1.0).mean()
         parameters.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         parameters.optimizer.step()
 
+        # how hard a Gaussian pulls on the pictures: the measure of Kerbl et al. 2023, section 5.2
         scores += means2d.grad.norm(dim=-1).sum(0)  # type: ignore[union-attr]
         if step in rounds:
             budget = _budget(config, initial, rounds.index(step) + 1)
@@ -109,23 +115,21 @@ def fit_splats(
         progress(
             step + 1,
             config.steps,
-            preview=lambda: render_splats(parameters.splats(), views.cameras[0]).colours[0],
+            preview=lambda: _picture(parameters.splats(), views.cameras[0]),
             text=f"{len(parameters):,} splats",
         )
+    return parameters.splats()
 
-    splats = _for_cameras(parameters.splats(), views.cameras, full_cameras)
-    psnr = -10 * math.log10(max(float(mean_error), 1e-10))
-    report: dict[str, float | int | str] = {
-        "steps": config.steps,
-        "splats": len(splats),
-        "seconds": round(time.perf_counter() - started, 3),
-        "psnr_train": round(psnr, 3),
-        "resolution": max(views.cameras.width, views.cameras.height),
-        "seed": config.seed,
-        "engine": choose_engine(views.device, views.images.dtype)[0],
-        "device": str(views.device),
-    }
-    return SplatFit(splats, report)
+
+def _picture(splats: GaussianSplats, camera: Cameras) -> Tensor:  # [H, W, 3]
+    return render_splats(splats, camera, depths=False).colours[0]
+
+
+def _psnr_on_white(splats: GaussianSplats, views: Views) -> float:
+    """Mean over the views of the PSNR against what was fitted, dB."""
+    white = composite(views.images, views.masks)
+    pictures = render_splats(splats, views.cameras, depths=False).colours
+    return sum(psnr(a, b) for a, b in zip(pictures, white, strict=True)) / len(views)
 
 
 def _at_resolution(views: Views, resolution: int) -> Views:
@@ -192,8 +196,8 @@ def _loss(
     targets: Tensor,  # [V, H, W, 4]
     backgrounds: Tensor,  # [V, 1, 1, 3]
     config: SplatFitConfig,
-) -> tuple[Tensor, Tensor]:
-    """L1 + SSIM over the background and L1 of the coverage; also the mean squared error."""
+) -> Tensor:  # []
+    """L1 + SSIM over the background, and L1 of the coverage against the mask."""
     image = colours + (1 - alphas[..., None]) * backgrounds
     target = targets[..., :3] + (1 - targets[..., 3:]) * backgrounds
     loss = (1 - config.ssim_weight) * (image - target).abs().mean()
@@ -202,7 +206,7 @@ def _loss(
         loss = loss + config.ssim_weight * (1 - similarity)
     if config.mask_weight:
         loss = loss + config.mask_weight * (alphas - targets[..., 3]).abs().mean()
-    return loss, (image - target).detach().square().mean()
+    return loss
 
 
 def _for_cameras(splats: GaussianSplats, fitted: Cameras, wanted: Cameras) -> GaussianSplats:
