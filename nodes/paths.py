@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +10,8 @@ from pathlib import Path
 import folder_paths
 
 from ..v3d_core.formats.pictures import PICTURE_SUFFIXES
+
+log = logging.getLogger("V3D")
 
 DEMO = "demo orbit (shipped)"
 DEMO_FOLDER = Path(__file__).resolve().parents[1] / "v3d_core" / "data" / "demo_orbit"
@@ -71,21 +74,37 @@ def _folders(base: Path, frames_are_enough: bool) -> list[str]:
 
 
 def _below(base: Path, depth: int) -> Iterator[Path]:
-    if depth == 0 or not base.is_dir():
+    """All folders below `base`, hidden ones left out."""
+    if depth == 0:
         return
-    for entry in sorted(base.iterdir()):
-        if entry.is_dir() and not entry.name.startswith("."):
-            yield entry
-            yield from _below(entry, depth - 1)
+    for name in sorted(name for name, is_folder in _entries(base) if is_folder):
+        if not name.startswith("."):
+            yield base / name
+            yield from _below(base / name, depth - 1)
 
 
 def _holds_views(folder: Path, frames_are_enough: bool) -> bool:
     pictures = 0
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.name.startswith("transforms") and entry.name.endswith(".json"):
-                return True
-            pictures += entry.name.lower().endswith(PICTURE_SUFFIXES)
-            if frames_are_enough and pictures >= 2:  # one picture alone has no depth
-                return True
+    for name, is_folder in _entries(folder):
+        if is_folder:
+            continue
+        if name.startswith("transforms") and name.endswith(".json"):
+            return True
+        pictures += name.lower().endswith(PICTURE_SUFFIXES)
+        if frames_are_enough and pictures >= 2:  # one picture alone has no depth
+            return True
     return False
+
+
+def _entries(folder: Path) -> Iterator[tuple[str, bool]]:
+    """Name and folder-or-not of everything in a folder.
+
+    Nothing for a folder that may not be read: an error in a list of choices would take every
+    node of the pack out of the menu.
+    """
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                yield entry.name, entry.is_dir()
+    except OSError as error:
+        log.info("V3D Load Views: %s is not listed: %s", folder, error)

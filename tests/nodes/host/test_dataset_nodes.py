@@ -67,6 +67,21 @@ def test_choices_are_folders_with_frames_in_input_and_saved_views_in_output(host
     assert found == ["demo orbit (shipped)", "a/b", name]
 
 
+def test_a_folder_that_may_not_be_read_is_left_out_of_the_choices(host_folders, monkeypatch):
+    write_frames(host_folders / "input" / "locked")
+    write_frames(host_folders / "input" / "open")
+    paths = pack("nodes.paths")
+    scandir = paths.os.scandir
+
+    def refusing(folder):
+        if str(folder).endswith("locked"):
+            raise PermissionError(13, "Permission denied")
+        return scandir(folder)
+
+    monkeypatch.setattr(paths.os, "scandir", refusing)
+    assert paths.view_folders() == ["demo orbit (shipped)", "open"]
+
+
 def test_saved_views_come_back_the_same_and_numbers_count_up(host_folders):
     views = demo_views()
     first, second = save(views).args[0], save(views).args[0]
