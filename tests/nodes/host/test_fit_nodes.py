@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from scenes import PACK, orbit_frames, pack
+from scenes import PACK, REPOSITORY, orbit_frames, pack
 
 TINY = {"preset": "draft", "seed": 3, "resolution": 48, "max_splats": 1500, "steps": 60}
 TINY |= {"views_per_step": 0, "sh_degree": -1}
@@ -85,3 +85,10 @@ def test_the_compiled_engine_runs_under_the_name_the_host_imports_us_by():
     assert "/" in PACK  # a name that compilers must not make file names of
     raster = pack("v3d_core.splats.raster")
     assert raster.choose_engine(torch.device("cpu"), torch.float32)[0] == "warp"
+
+
+def test_the_help_page_has_the_presets_own_numbers():
+    page = (REPOSITORY / "web" / "docs" / "V3DFitSplat.md").read_text(encoding="utf-8")
+    for name, preset in pack("v3d_core.splats.config").SPLAT_PRESETS.items():
+        splats = f"{preset.max_splats:,}".replace(",", " ")
+        assert f"| {name} | {preset.steps} | {preset.resolution} px | {splats} |" in page
