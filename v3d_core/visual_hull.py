@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .cameras import project_points
+from .progress import Progress, silent
 from .structures import Cameras, Views
 
 INSIDE_MASK = 0.5  # coverage at which the outline is drawn: the half-covered pixel is on it
@@ -101,6 +102,7 @@ def carve_visual_hull(
     centre: Tensor | None = None,
     half_size: float | None = None,
     tolerated_misses: int = 0,
+    progress: Progress = silent,
 ) -> VisualHull:
     """Voxels inside every silhouette.
 
@@ -113,6 +115,7 @@ def carve_visual_hull(
         half_size: Half side of the cube, world units; by default what the cameras see.
         tolerated_misses: How many silhouettes may exclude a voxel and still keep it; more than 0
             forgives masks that disagree.
+        progress: Told after every slab of voxels.
 
     Raises:
         ValueError: No voxel is inside all silhouettes.
@@ -124,11 +127,12 @@ def carve_visual_hull(
     line = (torch.arange(resolution, device=views.device) + 0.5) * (2 * half_size / resolution)
     line = line - half_size
     occupied = []
-    for x in line:  # one slab at a time bounds the memory
+    for slab, x in enumerate(line):  # one slab at a time bounds the memory
         y, z = torch.meshgrid(line, line, indexing="ij")
         points = torch.stack([x.expand_as(y), y, z], dim=-1).reshape(-1, 3) + centre
         misses = count_silhouette_misses(points, views)
         occupied.append((misses <= tolerated_misses).reshape(resolution, resolution))
+        progress(slab + 1, resolution, text="Carving the visual hull")
     hull = VisualHull(torch.stack(occupied), centre, half_size)
     if not bool(hull.occupied.any()):
         raise ValueError(
@@ -162,7 +166,11 @@ def sample_pictures(
 
 
 def tight_visual_hull(
-    views: Views, resolution: int = 128, *, tolerated_misses: int = 0
+    views: Views,
+    resolution: int = 128,
+    *,
+    tolerated_misses: int = 0,
+    progress: Progress = silent,
 ) -> VisualHull:
     """The visual hull in the smallest cube that holds it: a coarse pass, then the real one.
 
@@ -170,8 +178,11 @@ def tight_visual_hull(
         views: Posed masks.
         resolution: Voxels along the object's longest side.
         tolerated_misses: As in `carve_visual_hull`.
+        progress: Told after every slab of voxels of either pass.
     """
-    coarse = carve_visual_hull(views, max(32, resolution // 2), tolerated_misses=tolerated_misses)
+    coarse = carve_visual_hull(
+        views, max(32, resolution // 2), tolerated_misses=tolerated_misses, progress=progress
+    )
     inside = torch.nonzero(coarse.occupied)
     # two voxels of margin: a part thinner than a coarse voxel can be missed at the outline
     low = coarse.voxel_centres(inside.amin(0)) - 2 * coarse.voxel
@@ -182,4 +193,5 @@ def tight_visual_hull(
         centre=(low + high) / 2,
         half_size=float((high - low).max()) / 2,
         tolerated_misses=tolerated_misses,
+        progress=progress,
     )

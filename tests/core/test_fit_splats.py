@@ -111,9 +111,11 @@ def test_progress_counts_every_step_with_a_picture_on_demand_and_can_cancel(robo
 
     with pytest.raises(Cancelled):
         fit_splats(robot[0], dataclasses.replace(TINY, resolution=32), progress=progress)
-    assert [s[0] for s in seen] == [1, 2, 3, 4]
+    preparing = [text for step, _, text in seen if step == 0]
+    assert len(preparing) > 50 and set(preparing) == {"Carving the visual hull"}
+    assert [step for step, _, _ in seen if step] == [1, 2, 3, 4]
     assert {s[1] for s in seen} == {TINY.steps}
-    assert "splats" in seen[0][2]
+    assert "splats" in seen[-1][2]
 
 
 def test_inputs_are_not_changed(robot):

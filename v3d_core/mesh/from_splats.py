@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
@@ -105,7 +106,14 @@ def mesh_from_splats(
         progress(v + 1, total, None, f"Rendered depth of view {v + 1} of {len(cameras)}")
     alphas = torch.cat([m.alphas for m in maps])
     depths = torch.cat([m.depths for m in maps])
-    volume = fuse_maps(cameras, alphas, depths, config, trusted=given)
+    volume = fuse_maps(
+        cameras,
+        alphas,
+        depths,
+        config,
+        trusted=given,
+        tick=lambda: progress(total - 3, total, None, "Fusing the depth maps"),
+    )
     progress(total - 2, total, None, "Fused the depth maps")
     mesh = clean_mesh(extract_surface(volume), config)
     progress(total - 1, total, None, "Cleaned the surface")
@@ -127,6 +135,7 @@ def fuse_maps(
     depths: Tensor,  # [V, H, W]
     config: SplatMeshConfig,
     trusted: int | None = None,
+    tick: Callable[[], None] = lambda: None,
 ) -> DistanceVolume:
     """Fuse maps once, or twice when the first, coarser surface tells how far depth is off.
 
@@ -136,18 +145,19 @@ def fuse_maps(
         depths: Depth along the optical axis, 0 where there is none, world units. [V, H, W]
         config: Settings.
         trusted: Only the outlines of the first so many views are held to; None: of all.
+        tick: Called several times a second; raising in it cancels.
     """
     offset = 0.0
     if config.match_outlines:
         near = slice(0, trusted)
         evidence = prepare_evidence(cameras[near], alphas[near], depths[near], config.min_cosine)
         coarse = dataclasses.replace(config, resolution=max(16, config.resolution * 2 // 3))
-        first = fuse(evidence, coarse)
+        first = fuse(evidence, coarse, tick=tick)
         offset = surface_offset(extract_surface(first).vertices, evidence)
         limit = config.truncation_voxels * first.voxel / 2  # beyond this it is no offset of depth
         # splats sit inside, never outside; small negative values are noise on the outline
         offset = min(max(offset, 0.0), limit)
-    return fuse(prepare_evidence(cameras, alphas, depths, config.min_cosine), config, offset)
+    return fuse(prepare_evidence(cameras, alphas, depths, config.min_cosine), config, offset, tick)
 
 
 def extract_surface(volume: DistanceVolume) -> Mesh:

@@ -7,6 +7,7 @@ of empty space, and everything that no view sees taken as solid.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -99,13 +100,19 @@ def prepare_evidence(
     )
 
 
-def fuse(evidence: Evidence, config: SplatMeshConfig, offset: float = 0.0) -> DistanceVolume:
+def fuse(
+    evidence: Evidence,
+    config: SplatMeshConfig,
+    offset: float = 0.0,
+    tick: Callable[[], None] = lambda: None,
+) -> DistanceVolume:
     """Signed distances of the solid the maps agree on; only blocks near its surface are worked.
 
     Args:
         evidence: The maps.
         config: Settings.
         offset: How far the depths lie behind the surface, along its normal, world units.
+        tick: Called several times a second; raising in it cancels.
 
     Raises:
         ValueError: When no pixel of any view shows a surface.
@@ -121,7 +128,9 @@ def fuse(evidence: Evidence, config: SplatMeshConfig, offset: float = 0.0) -> Di
 
     # one sample per block says where the rest is solid; the surface lies between and at depths
     middles = _grid(blocks.tolist(), points.device)
-    coarse = _fuse_points(origin + (middles + 0.5) * BLOCK * voxel, evidence, voxel, config, offset)
+    coarse = _fuse_points(
+        origin + (middles + 0.5) * BLOCK * voxel, evidence, voxel, config, offset, tick
+    )
     coarse = coarse.sign().reshape(blocks.tolist())
     volume = _upsample(coarse)
     near = torch.zeros_like(coarse, dtype=torch.bool)
@@ -134,7 +143,7 @@ def fuse(evidence: Evidence, config: SplatMeshConfig, offset: float = 0.0) -> Di
         if not len(todo):
             break
         index = (todo[:, None] * BLOCK + inside_block).reshape(-1, 3)
-        values = _fuse_points(origin + index * voxel, evidence, voxel, config, offset)
+        values = _fuse_points(origin + index * voxel, evidence, voxel, config, offset, tick)
         volume[index.unbind(-1)] = values
         done |= wanted
         wanted = done | _blocks_at_sign_changes(volume)
@@ -145,11 +154,18 @@ def fuse(evidence: Evidence, config: SplatMeshConfig, offset: float = 0.0) -> Di
 
 
 def _fuse_points(
-    points: Tensor, evidence: Evidence, voxel: float, config: SplatMeshConfig, offset: float
-) -> Tensor:  # [N, 3] -> [N]
-    chunk = max(1, CHUNK_VALUES // len(evidence.cameras))
-    parts = points.split(chunk)
-    return torch.cat([_fuse_chunk(part, evidence, voxel, config, offset) for part in parts])
+    points: Tensor,  # [N, 3]
+    evidence: Evidence,
+    voxel: float,
+    config: SplatMeshConfig,
+    offset: float,
+    tick: Callable[[], None] = lambda: None,
+) -> Tensor:  # [N]
+    fused = []
+    for part in points.split(max(1, CHUNK_VALUES // len(evidence.cameras))):
+        fused.append(_fuse_chunk(part, evidence, voxel, config, offset))
+        tick()
+    return torch.cat(fused)
 
 
 def _fuse_chunk(

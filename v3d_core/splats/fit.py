@@ -82,7 +82,11 @@ def fit_splats(
 def _optimise(views: Views, config: SplatFitConfig, progress: Progress) -> GaussianSplats:
     """The loop: pictures of a few views, loss, Adam, and now and then a split."""
     generator = torch.Generator().manual_seed(config.seed)  # on CPU: same draws on every device
-    hull = tight_visual_hull(views, config.hull_resolution)
+    hull = tight_visual_hull(
+        views,
+        config.hull_resolution,
+        progress=lambda step, total, preview=None, text="": progress(0, config.steps, text=text),
+    )
     initial = min(config.initial_splats, config.max_splats)
     start = splats_from_hull(hull, views, initial, config.sh_degree, generator)
     parameters = Parameters(start, _rates(config, hull.half_size))

@@ -6,7 +6,9 @@ Same contract as `torch_raster.rasterize_torch`; about eight times faster on two
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 
@@ -57,6 +59,28 @@ class _TileLists:
     tiles: int
 
 
+@contextmanager
+def _native_stderr_closed() -> Iterator[None]:
+    """Sends file descriptor 2 nowhere.
+
+    Warp's native start-up code warns of a missing NVIDIA driver and cannot be asked not to; on a
+    machine without a GPU that is no news.
+    """
+    try:
+        saved = os.dup(2)
+    except OSError:  # a windowed program has none
+        yield
+        return
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+        os.close(nowhere)
+
+
 class _Engine:
     """Warp's module, loaded once, and the threads that share its launches."""
 
@@ -67,7 +91,8 @@ class _Engine:
             warp.config.log_level = warp.LOG_ERROR
         else:  # before Warp 1.16
             warp.config.quiet = True
-        warp.init()
+        with _native_stderr_closed():
+            warp.init()
         from ..kernels import splat_tiles
 
         # threads must find the module compiled: loading is not thread-safe
