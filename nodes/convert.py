@@ -15,6 +15,7 @@ from comfy_api.v0_0_2 import Types
 from torch import Tensor
 
 from ..v3d_core.cameras import Orbit, flip_camera_yz, flip_splat_frame
+from ..v3d_core.images import linear_to_srgb, srgb_to_linear
 from ..v3d_core.structures import Cameras, GaussianSplats, Mesh, Views
 
 CPU = torch.device("cpu")
@@ -162,22 +163,9 @@ def _mesh_item(mesh: Types.MESH, index: int) -> Mesh:
         faces=mesh.faces[index][faces].to(CPU, torch.int64),
         normals=item("normals", vertices),
         uvs=item("uvs", vertices),
-        vertex_colours=None if colours is None else linear_to_srgb(colours[:, :3]),
+        vertex_colours=None if colours is None else linear_to_srgb(colours[:, :3].clamp(0, 1)),
         texture=item("texture", slice(None)),
     )
-
-
-def srgb_to_linear(colours: Tensor) -> Tensor:
-    """Display values to linear light (IEC 61966-2-1)."""
-    curve = ((colours.clamp_min(0) + 0.055) / 1.055) ** 2.4
-    return torch.where(colours <= 0.04045, colours / 12.92, curve)
-
-
-def linear_to_srgb(colours: Tensor) -> Tensor:
-    """Linear light to display values (IEC 61966-2-1)."""
-    colours = colours.clamp(0, 1)
-    curve = 1.055 * colours.clamp_min(1e-8) ** (1 / 2.4) - 0.055
-    return torch.where(colours <= 0.0031308, colours * 12.92, curve)
 
 
 # --- cameras ------------------------------------------------------------------------------------

@@ -40,6 +40,18 @@ def composite(
     return images * alphas + images.new_tensor(background) * (1 - alphas)
 
 
+def srgb_to_linear(colours: Tensor) -> Tensor:
+    """Display values to linear light (IEC 61966-2-1). Any shape"""
+    curve = ((colours.clamp_min(0.04045) + 0.055) / 1.055) ** 2.4
+    return torch.where(colours <= 0.04045, colours / 12.92, curve)
+
+
+def linear_to_srgb(linear: Tensor) -> Tensor:
+    """Linear light to display values (IEC 61966-2-1). Any shape"""
+    curve = 1.055 * linear.clamp_min(0.0031308) ** (1 / 2.4) - 0.055
+    return torch.where(linear <= 0.0031308, 12.92 * linear, curve)
+
+
 def premultiply(images: Tensor, masks: Tensor) -> Tensor:  # [..., 3], [...] -> [..., 3]
     """Straight colours times coverage."""
     return images * masks[..., None]

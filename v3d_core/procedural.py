@@ -21,6 +21,7 @@ from torch import Tensor
 
 from .cameras import Orbit, flip_camera_yz, intrinsics_from_fov, look_at, orbit_cameras
 from .demo_object import AnalyticObject, demo_robot
+from .images import linear_to_srgb, srgb_to_linear
 from .structures import Cameras, Mesh, Views
 
 CONE_BLOCKS_PX = (16, 4, 1)  # sizes of pixel blocks that are traced as one cone, coarse to fine
@@ -195,7 +196,7 @@ def _render_view(
     middle = supersample**2 // 2
     maps = [pixels.new_zeros(height, width, channels) for channels in (3, 1, 1, 3)]
     values = (
-        _encode_srgb(mean),
+        linear_to_srgb(mean),
         hits[:, None] / supersample**2,
         torch.where(hit, depth, 0.0).reshape(per_pixel)[:, middle, None],
         normals.reshape(*per_pixel, 3)[:, middle],
@@ -277,15 +278,7 @@ def _shade(albedo: Tensor, normals: Tensor) -> Tensor:  # [N, 3] sRGB, [N, 3] ->
     for strength, towards in LIGHTS:
         direction = torch.nn.functional.normalize(normals.new_tensor(towards), dim=0)
         light = light + strength * (normals @ direction).clamp_min(0)
-    linear = torch.where(
-        albedo <= 0.04045, albedo / 12.92, ((albedo.clamp_min(0.04045) + 0.055) / 1.055) ** 2.4
-    )
-    return (linear * light[:, None]).clamp(0, 1)
-
-
-def _encode_srgb(linear: Tensor) -> Tensor:  # IEC 61966-2-1
-    curve = 1.055 * linear.clamp_min(0.0031308) ** (1 / 2.4) - 0.055
-    return torch.where(linear <= 0.0031308, 12.92 * linear, curve)
+    return (srgb_to_linear(albedo) * light[:, None]).clamp(0, 1)
 
 
 if __name__ == "__main__":

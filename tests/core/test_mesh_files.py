@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 
 from v3d_core.formats.atomic import OutputError
-from v3d_core.formats.glb import linear_to_srgb, srgb_to_linear
 from v3d_core.formats.mesh_files import read_mesh, vertex_normals, write_mesh
+from v3d_core.images import linear_to_srgb, srgb_to_linear
 from v3d_core.structures import Mesh
 
 trimesh = pytest.importorskip("trimesh")
@@ -151,9 +151,9 @@ def test_a_scene_of_two_placed_parts_becomes_one_mesh(tmp_path):
 
 
 def test_srgb_and_linear_are_inverse():
-    values = np.linspace(0, 1, 1001)
-    np.testing.assert_allclose(linear_to_srgb(srgb_to_linear(values)), values, atol=1e-6)
-    assert abs(srgb_to_linear(np.array(0.5)) - 0.21404114) < 1e-7
+    values = torch.linspace(0, 1, 1001, dtype=torch.float64)
+    torch.testing.assert_close(linear_to_srgb(srgb_to_linear(values)), values, rtol=0, atol=1e-6)
+    assert abs(float(srgb_to_linear(torch.tensor(0.5, dtype=torch.float64))) - 0.21404114) < 1e-7
 
 
 def test_normals_are_unit_even_where_no_face_is(tmp_path):

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from ..images import srgb_to_linear
 from ..structures import Mesh
 
 GLB_MAGIC, JSON_CHUNK, BINARY_CHUNK = 0x46546C67, 0x4E4F534A, 0x004E4942
@@ -22,18 +23,6 @@ FLOAT, USHORT, UINT = 5126, 5123, 5125  # component types
 ARRAY_BUFFER, ELEMENT_ARRAY_BUFFER = 34962, 34963
 LINEAR_FILTER, LINEAR_MIPMAP_LINEAR_FILTER, CLAMP_TO_EDGE = 9729, 9987, 33071
 _COMPONENTS = {FLOAT: "<f4", USHORT: "<u2", UINT: "<u4"}
-
-
-def srgb_to_linear(colours: np.ndarray) -> np.ndarray:
-    """Display values to linear light (IEC 61966-2-1)."""
-    low = colours / 12.92
-    return np.where(colours <= 0.04045, low, ((np.maximum(colours, 0) + 0.055) / 1.055) ** 2.4)
-
-
-def linear_to_srgb(colours: np.ndarray) -> np.ndarray:
-    """Linear light to display values (IEC 61966-2-1)."""
-    high = 1.055 * np.maximum(colours, 0) ** (1 / 2.4) - 0.055
-    return np.where(colours <= 0.0031308, colours * 12.92, high)
 
 
 def encode_glb(mesh: Mesh, unlit: bool) -> bytes:
@@ -73,7 +62,7 @@ def encode_glb(mesh: Mesh, unlit: bool) -> bytes:
         document["textures"] = [{"source": 0, "sampler": 0}]
         material["pbrMetallicRoughness"]["baseColorTexture"] = {"index": 0}
     elif mesh.vertex_colours is not None:
-        linear = srgb_to_linear(mesh.vertex_colours.double().clamp(0, 1).numpy())
+        linear = srgb_to_linear(mesh.vertex_colours.double().clamp(0, 1)).numpy()
         # four components: rows of three 16-bit numbers would break glTF's 4-byte alignment
         rgba = np.full((len(linear), 4), 65535, np.uint16)
         rgba[:, :3] = np.round(linear * 65535)

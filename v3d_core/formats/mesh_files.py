@@ -13,10 +13,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..images import from_uint8, to_uint8
+from ..images import from_uint8, linear_to_srgb, to_uint8
 from ..structures import Mesh
 from .atomic import atomic_folder, atomic_path
-from .glb import encode_glb, linear_to_srgb
+from .glb import encode_glb
 
 
 def write_mesh(path: str | os.PathLike[str], mesh: Mesh, unlit: bool | None = None) -> None:
@@ -213,9 +213,8 @@ def _from_trimesh(part: Any, matrix: np.ndarray, linear: bool) -> Mesh:
     if stored is not None and len(stored) == count:
         values = np.asarray(stored)[:, :3]
         scale = 1.0 if values.dtype.kind == "f" else float(np.iinfo(values.dtype).max)
-        values = values.astype(np.float64) / scale
-        values = np.clip(linear_to_srgb(values) if linear else values, 0, 1)
-        colours = torch.from_numpy(values).float()
+        values = torch.from_numpy(values.astype(np.float64) / scale)
+        colours = (linear_to_srgb(values) if linear else values).clamp(0, 1).float()
     elif visual.kind == "texture" and visual.uv is not None and len(visual.uv) == count:
         uvs = torch.from_numpy(np.array(visual.uv, np.float32))
         uvs[:, 1] = 1 - uvs[:, 1]  # trimesh counts v upwards

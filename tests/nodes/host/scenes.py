@@ -73,4 +73,4 @@ def display_colours(opened, suffix):
     colours = stored[:, :3] / whole
     if suffix != "glb":
         return colours
-    return pack("nodes.convert").linear_to_srgb(torch.tensor(colours)).numpy()
+    return pack("v3d_core.images").linear_to_srgb(torch.tensor(colours)).numpy()

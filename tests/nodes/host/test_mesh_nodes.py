@@ -47,7 +47,7 @@ def assert_looks_like_the_object(vertices, colours):
 def test_mesh_stands_as_the_splat_does(with_views):
     mesh = mesh_of_the_object(with_views)
     assert mesh.unlit
-    colours = pack("nodes.convert").linear_to_srgb(mesh.vertex_colors[0])
+    colours = pack("v3d_core.images").linear_to_srgb(mesh.vertex_colors[0])
     assert_looks_like_the_object(mesh.vertices[0].numpy(), colours.numpy())
 
 
