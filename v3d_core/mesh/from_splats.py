@@ -26,6 +26,7 @@ from .clean import (
 from .colours import colour_vertices
 from .config import SplatMeshConfig
 from .fusion import DistanceVolume, fuse, prepare_evidence
+from .manifold import split_shared_edges
 
 # Rings of cameras about a splat of unknown origin: elevation in degrees and number of views.
 SPHERE_RINGS: tuple[tuple[float, int], ...] = (
@@ -184,7 +185,8 @@ def clean_mesh(mesh: Mesh, config: SplatMeshConfig) -> Mesh:
     """Drop bubbles and crumbs, close holes, smooth, and make normals."""
     mesh = drop_inverted_components(mesh)
     mesh = largest_components(mesh, config.min_component_share, config.max_components)
-    mesh = fill_holes(mesh, config.max_hole_edges)
+    # before holes are looked for: an edge of four faces looks like a hole to a walk along edges
+    mesh = fill_holes(split_shared_edges(mesh), config.max_hole_edges)
     return with_normals(taubin_smooth(orient_outward(mesh), config.smooth_iterations))
 
 
