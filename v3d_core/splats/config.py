@@ -23,7 +23,7 @@ class SplatFitConfig:
     # loss
     ssim_weight: float = 0.2  # share of 1 - SSIM against L1
     mask_weight: float = 0.2  # of the L1 distance between coverage and mask
-    opacity_weight: float = 0.0  # of the mean opacity, as V3D's undocumented 0.1
+    opacity_weight: float = 0.005  # of the mean opacity; V3D adds 0.1, undocumented
     random_background: bool = True  # a new background colour per picture and step
     # learning rates of Adam; positions in units of the object's size
     means_rate: float = 6.4e-3
