@@ -32,6 +32,7 @@ from .splats.config import SplatFitConfig
 from .splats.fit import fit_splats
 from .splats.raster import render_splats
 from .structures import Cameras, GaussianSplats, Views
+from .visual_hull import seen_volume
 
 StageProgress = Callable[[str], AbstractContextManager[Progress]]  # opens a bar for a named stage
 
@@ -161,22 +162,29 @@ def reconstruct(
 
 
 def turntable_cameras(cameras: Cameras, frames: int, size: int) -> Cameras:
-    """One turn about +Y at the views' mean distance and height, starting at the first view."""
+    """One turn about the point the views look at, at their mean distance and elevation.
+
+    It starts at the first view and turns about +Y.
+    """
     scale = min(1.0, size / max(cameras.width, cameras.height))
     # video encoders want even sizes
     width, height = (max(2, 2 * round(scale * x / 2)) for x in (cameras.width, cameras.height))
     cameras = resize_cameras(cameras, width, height)
-    first = cameras.centres[0].tolist()
-    radius = float(cameras.centres.norm(dim=-1).mean())
-    sine = float((cameras.centres[:, 1] / cameras.centres.norm(dim=-1)).mean())
+    centre, _ = seen_volume(cameras)
+    arms = cameras.centres - centre
+    radius = float(arms.norm(dim=-1).mean())
+    sine = float((arms[:, 1] / arms.norm(dim=-1)).mean())
     orbit = Orbit(
         num_views=frames,
         radius=radius,
         elevation_deg=math.degrees(math.asin(sine)),
-        azimuth_start_deg=math.degrees(math.atan2(first[0], first[2])),
+        azimuth_start_deg=math.degrees(math.atan2(float(arms[0, 0]), float(arms[0, 2]))),
         fov_y_deg=math.degrees(2 * math.atan(height / 2 / float(cameras.K[:, 1, 1].mean()))),
     )
-    return orbit_cameras(orbit, width, height)
+    turn = orbit_cameras(orbit, width, height)
+    poses = turn.camera_to_world.clone()
+    poses[:, :3, 3] += centre.to(poses)
+    return dataclasses.replace(turn, camera_to_world=poses)
 
 
 def write_turntable(
