@@ -79,9 +79,10 @@ def _check_counts(count: int, size: tuple[int, int], cameras: Cameras, min_views
             "depth. Make an orbit of it with a video model, or give more pictures"
         )
     if count != len(cameras):
+        enough = f", or take {len(cameras)} of them, spread evenly (frames={len(cameras)})"
         raise ValueError(
-            f"{count} pictures but {len(cameras)} cameras; set the orbit's number of views to "
-            f"{count}, or take {len(cameras)} pictures spread evenly (frames={len(cameras)})"
+            f"{count} pictures but {len(cameras)} cameras; choose the orbit that made them, or set "
+            f"the orbit's number of views to {count}{enough if count > len(cameras) else ''}"
         )
     if size != (cameras.width, cameras.height):
         raise ValueError(

@@ -98,7 +98,7 @@ def test_cameras_that_look_away_are_refused():
 
 def test_masks_without_common_volume_are_refused_with_the_likely_causes():
     views = disc_views(0.1, size=64, centre=(0.5, 0.0, 0.0))
-    # a shift of the order would be a turned object, a reversal a mirrored one: both consistent
+    # a mere shift of the order would be a turned object, which is consistent
     order = torch.randperm(18, generator=torch.Generator().manual_seed(0))
     shuffled = dataclasses.replace(views, masks=views.masks[order])
     with pytest.raises(ValueError, match="inside the masks of all 18 views"):
