@@ -10,7 +10,7 @@ from skimage.metrics import structural_similarity
 
 from v3d_core.losses import SSIM_RADIUS, ssim
 from v3d_core.metrics import PERFECT_PSNR, mask_iou, psnr, score_views
-from v3d_core.schedules import exponential, linear
+from v3d_core.schedules import exponential
 from v3d_core.sh import colours_from_dc, dc_from_colours, sh_basis
 
 
@@ -115,4 +115,3 @@ def test_dc_round_trip_and_schedules():
     torch.testing.assert_close(colours_from_dc(dc_from_colours(colours)), colours)
     assert exponential(1.0, 0.01, 0.5) == pytest.approx(0.1)
     assert exponential(1.0, 0.01, 7.0) == pytest.approx(0.01)
-    assert linear(2.0, 4.0, 0.25) == 2.5

@@ -104,7 +104,7 @@ def _optimise(views: Views, config: SplatFitConfig, progress: Progress) -> Gauss
         batch = next(batches)
         backgrounds = _backgrounds(len(batch), config.random_background, generator, views.device)
 
-        colours, alphas, means2d = rasterize(*parameters.activated(), views.cameras[batch])
+        colours, alphas, projected = rasterize(*parameters.activated(), views.cameras[batch])
         window = _joined(windows[view] for view in batch)
         loss = _loss(colours, alphas, targets[batch], backgrounds, window, config)
         if config.opacity_weight:
@@ -115,7 +115,7 @@ def _optimise(views: Views, config: SplatFitConfig, progress: Progress) -> Gauss
         parameters.optimizer.step()
 
         # how hard a Gaussian pulls on the pictures: the measure of Kerbl et al. 2023, section 5.2
-        scores += means2d.grad.norm(dim=-1).sum(0)  # type: ignore[union-attr]
+        scores += projected.means2d.grad.norm(dim=-1).sum(0)  # type: ignore[union-attr]
         if step in rounds:
             budget = _budget(config, initial, rounds.index(step) + 1)
             split_and_prune(parameters, scores, budget, config.prune_opacity)

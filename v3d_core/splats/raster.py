@@ -59,12 +59,12 @@ def rasterize(
     opacities: Tensor,  # [N]
     sh: Tensor,  # [N, K, 3]
     cameras: Cameras,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Projected]:
     """Differentiable pictures without background.
 
     Returns:
-        Colours premultiplied by coverage [V, H, W, 3], coverage [V, H, W], and the projected
-        centres in pixels, whose gradient densification reads [V, N, 2].
+        Colours premultiplied by coverage [V, H, W, 3], coverage [V, H, W], and the footprints;
+        densification reads the gradient of their centres.
     """
     projected = project_gaussians(means, quats, scales, opacities, cameras)
     if projected.means2d.requires_grad:
@@ -73,7 +73,7 @@ def rasterize(
     colours = eval_sh(sh, torch.nn.functional.normalize(to_gaussian, dim=-1))
     _, engine = choose_engine(means.device, means.dtype)
     picture = engine(projected, colours, opacities, cameras.width, cameras.height)
-    return picture[..., :3], picture[..., 3], projected.means2d
+    return picture[..., :3], picture[..., 3], projected
 
 
 @torch.no_grad()
@@ -98,10 +98,9 @@ def render_splats(
     for v in range(len(cameras)):  # one at a time: memory stays that of one picture
         camera = cameras[v]
         s = splats
-        colours, alpha, _ = rasterize(s.means, s.quats, s.scales, s.opacities, s.sh, camera)
+        colours, alpha, projected = rasterize(s.means, s.quats, s.scales, s.opacities, s.sh, camera)
         colours = colours + (1 - alpha[..., None]) * colours.new_tensor(background)
         if depths:
-            projected = project_gaussians(s.means, s.quats, s.scales, s.opacities, camera)
             depth = surface_depths_torch(projected, s.opacities, *size)
         else:
             depth = torch.zeros_like(alpha)
