@@ -116,7 +116,11 @@ def mesh_from_splats(
         tick=lambda: progress(total - 3, total, None, "Fusing the depth maps"),
     )
     progress(total - 2, total, None, "Fused the depth maps")
-    mesh = clean_mesh(extract_surface(volume), config)
+    mesh = clean_mesh(
+        extract_surface(volume),
+        config,
+        tick=lambda: progress(total - 2, total, None, "Cleaning the surface"),
+    )
     progress(total - 1, total, None, "Cleaned the surface")
     if config.vertex_colours:
         tolerance = config.truncation_voxels * volume.voxel
@@ -181,13 +185,24 @@ def extract_surface(volume: DistanceVolume) -> Mesh:
     )
 
 
-def clean_mesh(mesh: Mesh, config: SplatMeshConfig) -> Mesh:
-    """Drop bubbles and crumbs, close holes, smooth, and make normals."""
-    mesh = drop_inverted_components(mesh)
-    mesh = largest_components(mesh, config.min_component_share, config.max_components)
-    # before holes are looked for: an edge of four faces looks like a hole to a walk along edges
-    mesh = fill_holes(split_shared_edges(mesh), config.max_hole_edges)
-    return with_normals(taubin_smooth(orient_outward(mesh), config.smooth_iterations))
+def clean_mesh(
+    mesh: Mesh, config: SplatMeshConfig, tick: Callable[[], None] = lambda: None
+) -> Mesh:
+    """Drop bubbles and crumbs, close holes, smooth, and make normals; `tick` between the steps."""
+    steps: tuple[Callable[[Mesh], Mesh], ...] = (
+        drop_inverted_components,
+        lambda m: largest_components(m, config.min_component_share, config.max_components),
+        # before holes are looked for: an edge of four faces looks like a hole to a walk along edges
+        split_shared_edges,
+        lambda m: fill_holes(m, config.max_hole_edges),
+        orient_outward,
+        lambda m: taubin_smooth(m, config.smooth_iterations),
+        with_normals,
+    )
+    for step in steps:
+        mesh = step(mesh)
+        tick()
+    return mesh
 
 
 def sphere_cameras(splats: GaussianSplats, size: int) -> Cameras:
