@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import logging
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ ImageDistance = Callable[[Tensor, Tensor], Tensor]  # [V, H, W, 3] in [0, 1], tw
 # The trunk that `lpips` takes from torchvision (AlexNet_Weights.IMAGENET1K_V1). The package brings
 # only its own linear layers; the trunk has to be in torch's hub folder already.
 LPIPS_TRUNK_FILE = "alexnet-owt-7be5be79.pth"
+REMBG_MODEL_FILE = "u2net.onnx"  # the network V3D cuts out with
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,10 @@ OPTIONAL_PACKAGES = {
         OptionalPackage("tinycudann", "tinycudann", "fast hash grids on CUDA"),
         OptionalPackage("xatlas", "xatlas", "texture unwrapping"),
         OptionalPackage("lpips", "lpips", "the perceptual score LPIPS"),
+        OptionalPackage("diffusers", "diffusers transformers", "sampling without ComfyUI"),
+        OptionalPackage("transformers", "transformers", "CLIP without ComfyUI"),
         OptionalPackage("rembg", "rembg", "cutting out the object of a photograph"),
+        OptionalPackage("onnxruntime", "onnxruntime", "the runtime of rembg"),
     )
 }
 
@@ -63,9 +68,8 @@ def load(module: str) -> ModuleType:
     package = OPTIONAL_PACKAGES[module]
     try:
         return importlib.import_module(package.module)
-    except (
-        Exception
-    ) as error:  # a broken compiled wheel raises anything: OSError, AttributeError...
+    # a broken compiled wheel raises anything: OSError, AttributeError... and rembg exits
+    except (Exception, SystemExit) as error:
         reason = "is not installed" if not is_installed(module) else f"does not import ({error})"
         raise MissingPackageError(
             f"{package.module} ({package.purpose}) {reason}; pip install {package.install}"
@@ -94,3 +98,78 @@ def load_lpips() -> tuple[ImageDistance | None, str]:
         return network(*pair).flatten()
 
     return distance, "alex"
+
+
+def remove_background(
+    image: Tensor,  # [H, W, 3] uint8
+) -> Tensor:  # [H, W]
+    """Coverage of a photograph's main object, by rembg with U^2-Net (Qin et al. 2020) as in V3D.
+
+    Only the mask: rembg's own colours are multiplied by it. Nothing is downloaded, which rembg
+    would do by itself: its model file has to be there.
+
+    Args:
+        image: sRGB bytes. [H, W, 3]
+
+    Returns:
+        Mask in [0, 1], 1 = object. [H, W]
+
+    Raises:
+        MissingPackageError: rembg, onnxruntime or the model file is absent or broken; the message
+            says what to install, or where the file belongs and where it comes from.
+    """
+    if image.ndim != 3 or image.shape[-1] != 3 or image.dtype != torch.uint8:
+        raise ValueError(
+            f"remove_background: expected [H, W, 3] uint8, got {list(image.shape)} {image.dtype}"
+        )
+    onnxruntime = load("onnxruntime")  # first: without it rembg ends the whole process
+    rembg = load("rembg")
+    model = _rembg_model_file()
+    u2net = importlib.import_module("rembg.sessions.u2net").U2netSession
+
+    class LocalSession(u2net):
+        """Takes the file that is there; the original looks for another one in some versions."""
+
+        @classmethod
+        def download_models(cls, *args: object, **kwargs: object) -> str:
+            return str(model)
+
+    try:
+        session = LocalSession("u2net", onnxruntime.SessionOptions())
+    except Exception as error:  # a damaged file raises anything
+        raise MissingPackageError(
+            f"rembg cannot read its model {model} ({error}); {_rembg_remedy(model)}"
+        ) from error
+    logger.info("rembg: U^2-Net from %s", model)
+    mask = rembg.remove(image.detach().cpu().numpy(), session=session, only_mask=True)
+    return torch.from_numpy(mask.copy()).float() / 255
+
+
+def _rembg_model_file() -> Path:
+    """The model where rembg keeps it: in one folder, or in newer versions in one per model."""
+    data = os.environ.get("XDG_DATA_HOME")
+    named = os.environ.get("U2NET_HOME")
+    old = named or os.path.join(data or "~", ".u2net")
+    new = (
+        named
+        or os.environ.get("REMBG_HOME")
+        or os.path.join(data or "~", "rembg" if data else ".rembg")
+    )
+    places = [
+        Path(old).expanduser() / REMBG_MODEL_FILE,
+        Path(new).expanduser() / "models" / "u2net" / REMBG_MODEL_FILE,
+    ]
+    for place in places:
+        if place.is_file():
+            return place
+    raise MissingPackageError(
+        f"rembg would download its model {REMBG_MODEL_FILE}, which V3D does not let it do; "
+        f"{_rembg_remedy(places[0])}"
+    )
+
+
+def _rembg_remedy(place: Path) -> str:
+    return (
+        f"put {REMBG_MODEL_FILE} (176 MB, from https://github.com/danielgatis/rembg/releases) at "
+        f"{place}, or do without: give a picture with an alpha channel, or --masks"
+    )
