@@ -6,12 +6,22 @@ import dataclasses
 
 from comfy_api.v0_0_2 import io
 
-from ..v3d_core.cameras import ORBIT_PRESETS, V3D_ORBIT, Orbit, orbit_cameras
+from ..v3d_core.cameras import (
+    ORBIT_PRESETS,
+    SV3D_FOV_DEG,
+    SV3D_ORBIT,
+    V3D_ORBIT,
+    Orbit,
+    arc_orbit,
+    orbit_cameras,
+)
 from .convert import camera_info_from_cameras, orbit_from_camera_info
 from .runtime import log, named_errors
 from .sockets import V3DCameras
 
 DIRECTIONS = ("counter-clockwise", "clockwise")
+SVD_FRAMES = 25  # SVD-XT's
+FULL_TURN_DEG = 360.0
 
 
 def _custom_inputs() -> list[io.Input]:
@@ -70,8 +80,62 @@ def _custom_inputs() -> list[io.Input]:
     ]
 
 
+def _sv3d_p_inputs() -> list[io.Input]:
+    return [
+        io.Float.Input(
+            "elevation",
+            default=SV3D_ORBIT.elevation_deg,
+            min=-89.0,
+            max=89.0,
+            step=0.1,
+            tooltip="The elevation in SV3D_Conditioning, in degrees; positive looks down on the "
+            "object.",
+        ),
+        io.Int.Input(
+            "frames",
+            default=SV3D_ORBIT.num_views,
+            min=2,
+            max=1000,
+            advanced=True,
+            tooltip="The video_frames in SV3D_Conditioning, which asks for 360 / (frames - 1) "
+            "degrees between them.",
+        ),
+    ]
+
+
+def _svd_inputs() -> list[io.Input]:
+    return [
+        io.Int.Input(
+            "frames",
+            default=SVD_FRAMES,
+            min=2,
+            max=1000,
+            tooltip="Number of frames: 25 from SVD-XT, 14 from SVD.",
+        ),
+        io.Float.Input(
+            "arc",
+            default=FULL_TURN_DEG,
+            min=-FULL_TURN_DEG,
+            max=FULL_TURN_DEG,
+            step=1.0,
+            tooltip="Degrees from the first frame to the last, negative = clockwise seen from "
+            "above. 360 = the last frame shows the first one's side again. SVD states no cameras: "
+            "judge it by eye from the last frame.",
+        ),
+        io.Float.Input(
+            "fov",
+            default=V3D_ORBIT.fov_y_deg,
+            min=1.0,
+            max=120.0,
+            step=0.1,
+            tooltip="Vertical field of view in degrees, a guess as well: lower it when the object "
+            "bulges, raise it when it is flat.",
+        ),
+    ]
+
+
 class V3DOrbitCameras(io.ComfyNode):
-    """Cameras of an orbit, as V3D, SV3D or the user define it."""
+    """Cameras of an orbit, as V3D, SV3D, core's SV3D node or the user define it."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -89,10 +153,13 @@ class V3DOrbitCameras(io.ComfyNode):
                         io.DynamicCombo.Option("v3d", []),
                         io.DynamicCombo.Option("sv3d", []),
                         io.DynamicCombo.Option("custom", _custom_inputs()),
+                        io.DynamicCombo.Option("sv3d_p", _sv3d_p_inputs()),
+                        io.DynamicCombo.Option("svd", _svd_inputs()),
                     ],
                     tooltip="Who made the frames. v3d: 18 frames, 20 degrees apart, radius 2, fov "
-                    "60. sv3d: 21 frames, fov 33.8, the input picture is the last one. custom: "
-                    "your own orbit.",
+                    "60. sv3d (sv3d_u): 21 frames, fov 33.8, the input picture is the last one. "
+                    "custom: your own orbit. sv3d_p: as SV3D_Conditioning asks that model, the "
+                    "input picture first and last. svd: an arc that you judge by eye.",
                 ),
                 io.Int.Input(
                     "frame",
@@ -153,6 +220,10 @@ def orbit_from_widgets(widgets: dict) -> Orbit:
     preset = widgets["orbit"]
     if preset in ORBIT_PRESETS:
         return ORBIT_PRESETS[preset]
+    if preset == "sv3d_p":
+        return arc_orbit(widgets["frames"], FULL_TURN_DEG, SV3D_FOV_DEG, widgets["elevation"])
+    if preset == "svd":
+        return arc_orbit(widgets["frames"], widgets["arc"], widgets["fov"])
     sign = 1 if widgets["direction"] == DIRECTIONS[0] else -1
     return dataclasses.replace(
         V3D_ORBIT,

@@ -44,19 +44,59 @@ class Orbit:
 
 V3D_ORBIT = Orbit()
 
+
+def radius_of_equal_size(fov_y_deg: float) -> float:
+    """Distance at which the frame's half height at the origin is V3D's, 2 tan(30 deg).
+
+    Scale is free when only the field of view is known; this way scenes of all presets have the
+    same size.
+    """
+    v3d = V3D_ORBIT.radius * math.tan(math.radians(V3D_ORBIT.fov_y_deg / 2))
+    return v3d / math.tan(math.radians(fov_y_deg / 2))
+
+
 # SV3D (arXiv 2403.12008, generative-models simple_video_sample.py): 21 frames of fov 33.8 degrees,
-# the input picture is the LAST frame, so frame k stands at (k + 1) * 360 / 21. Scale is free when
-# only the field of view is known: this radius makes the frame's half height at the origin V3D's,
-# 2 tan(30 deg), so that scenes of both presets have the same size.
+# the input picture is the LAST frame, so frame k stands at (k + 1) * 360 / 21.
 SV3D_FOV_DEG = 33.8
 SV3D_ORBIT = Orbit(
     num_views=21,
-    radius=2.0 * math.tan(math.radians(30.0)) / math.tan(math.radians(SV3D_FOV_DEG / 2)),
+    radius=radius_of_equal_size(SV3D_FOV_DEG),
     azimuth_start_deg=360.0 / 21,
     fov_y_deg=SV3D_FOV_DEG,
 )
 
 ORBIT_PRESETS: dict[str, Orbit] = {"v3d": V3D_ORBIT, "sv3d": SV3D_ORBIT}
+
+
+def arc_orbit(
+    num_views: int, arc_deg: float, fov_y_deg: float, elevation_deg: float = 0.0
+) -> Orbit:
+    """Views from azimuth 0 to `arc_deg`, both ends included: at 360 the last repeats the first.
+
+    ComfyUI's SV3D_Conditioning asks SV3D_p for such views, azimuth k * 360 / (n - 1), though the
+    model was trained on the steps of `SV3D_ORBIT`. A video whose cameras nobody states (SVD) is
+    described by how far its last frame has come.
+
+    Args:
+        num_views: At least 2.
+        arc_deg: From the first view to the last; negative is clockwise seen from above.
+        fov_y_deg: Vertical field of view, degrees.
+        elevation_deg: Of all views, positive above.
+    """
+    if num_views < 2:
+        raise ValueError(f"an arc has at least 2 views, got {num_views}")
+    if not 0 < abs(arc_deg) <= 360:
+        raise ValueError(
+            f"the arc is {arc_deg:g} degrees; it must lie between -360 and 360 and not be 0, "
+            "because cameras at one place see no depth"
+        )
+    return Orbit(
+        num_views=num_views,
+        radius=radius_of_equal_size(fov_y_deg),
+        elevation_deg=elevation_deg,
+        azimuth_step_deg=arc_deg / (num_views - 1),
+        fov_y_deg=fov_y_deg,
+    )
 
 
 def orbit_cameras(orbit: Orbit, width: int, height: int) -> Cameras:

@@ -10,6 +10,7 @@ from v3d_core.cameras import (
     SV3D_ORBIT,
     V3D_ORBIT,
     Orbit,
+    arc_orbit,
     camera_rays,
     flip_camera_yz,
     flip_splat_frame,
@@ -90,6 +91,32 @@ def test_orbits_step_from_the_first_view_and_never_repeat_it():
     # scenes of both presets have the same size in the picture
     half = SV3D_ORBIT.radius * math.tan(math.radians(SV3D_ORBIT.fov_y_deg / 2))
     assert half == pytest.approx(2 * math.tan(math.radians(30)))
+
+
+def test_an_arc_has_both_its_ends_and_a_full_one_repeats_the_first_view():
+    quarter = arc_orbit(4, -90.0, 40.0, elevation_deg=12.0)
+    assert quarter.azimuths_deg == [0.0, -30.0, -60.0, -90.0]
+    assert (quarter.elevation_deg, quarter.fov_y_deg) == (12.0, 40.0)
+    assert quarter.radius * math.tan(math.radians(20)) == pytest.approx(2 * math.tan(math.pi / 6))
+    whole = orbit_cameras(arc_orbit(21, 360.0, 33.8), 64, 64)
+    first, last = whole.camera_to_world[0], whole.camera_to_world[20]
+    torch.testing.assert_close(first, last, rtol=0, atol=1e-6)
+    # the node of ComfyUI adds 360 / (frames - 1) per frame
+    assert arc_orbit(21, 360.0, 33.8).azimuths_deg == [18.0 * k for k in range(21)]
+
+
+@pytest.mark.parametrize(
+    ("views", "arc", "message"),
+    [
+        (1, 90.0, "at least 2 views, got 1"),
+        (5, 0.0, "the arc is 0 degrees"),
+        (5, 361.0, "the arc is 361 degrees"),
+        (5, math.nan, "the arc is nan degrees"),
+    ],
+)
+def test_impossible_arcs_are_refused(views, arc, message):
+    with pytest.raises(ValueError, match=message):
+        arc_orbit(views, arc, 60.0)
 
 
 def test_rays_hit_what_projects_to_their_pixel():

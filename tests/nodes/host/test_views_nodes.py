@@ -39,6 +39,42 @@ def test_sv3d_preset_has_21_cameras_and_the_last_one_is_in_front():
     assert info["fov"] == pytest.approx(33.8, abs=1e-3)
 
 
+def test_sv3d_p_cameras_are_those_that_cores_node_asks_the_model_for():
+    from comfy_extras.nodes_stable3d import SV3D_Conditioning
+
+    class Stand:  # the node only encodes the picture with them
+        image_embeds = torch.zeros(1, 8)
+
+        def encode_image(self, image):
+            return self
+
+        def encode(self, pixels):
+            return torch.zeros(1, 4, 8, 8)
+
+    asked = SV3D_Conditioning.execute(
+        Stand(), torch.zeros(1, 64, 64, 3), Stand(), 64, 64, video_frames=9, elevation=12.5
+    ).args[0][0][1]
+    cameras, info = orbit({"orbit": "sv3d_p", "elevation": 12.5, "frames": 9}, frame=8)
+    x, y, z = torch.nn.functional.normalize(cameras.centres, dim=-1).unbind(-1)
+    elevations = torch.tensor(asked["elevation"])
+    torch.testing.assert_close(y.asin().rad2deg(), elevations, atol=1e-3, rtol=0)
+    azimuths = torch.tensor(asked["azimuth"]).deg2rad()
+    torch.testing.assert_close(
+        torch.stack([x, z]),
+        elevations.deg2rad().cos() * torch.stack([azimuths.sin(), azimuths.cos()]),
+    )
+    assert info["fov"] == pytest.approx(33.8, abs=1e-3)
+
+
+def test_svd_cameras_go_along_the_arc_that_the_user_judged():
+    cameras, info = orbit({"orbit": "svd", "frames": 25, "arc": -90.0, "fov": 50.0}, frame=24)
+    assert len(cameras) == 25
+    assert info["position"]["x"] == pytest.approx(-float(cameras.centres[24].norm()), rel=1e-6)
+    assert info["fov"] == pytest.approx(50.0, abs=1e-3)
+    with pytest.raises(ValueError, match=r"^V3D Orbit Cameras: the arc is 0 degrees"):
+        orbit({"orbit": "svd", "frames": 25, "arc": 0.0, "fov": 50.0})
+
+
 def test_a_clockwise_orbit_is_the_counter_clockwise_one_backwards():
     widgets = {"orbit": "custom", "views": 8, "radius": 2.0, "elevation": 10.0, "fov": 50.0}
     widgets |= {"azimuth": 0.0, "direction": "counter-clockwise"}
