@@ -6,7 +6,9 @@ from comfy_api.v0_0_2 import ComfyExtension, io
 
 from .datasets import V3DLoadViews, V3DSaveViews
 from .mesh import V3DExportMesh, V3DMeshFromSplat
+from .models import V3DLoadModel
 from .orbit import V3DOrbitCameras
+from .sampling import V3DConditioning, V3DSampleOrbit
 from .splats import V3DFitSplat
 from .views import V3DPosedViews
 
@@ -16,6 +18,9 @@ class V3DExtension(ComfyExtension):
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return [
+            V3DLoadModel,
+            V3DConditioning,
+            V3DSampleOrbit,
             V3DLoadViews,
             V3DOrbitCameras,
             V3DPosedViews,

@@ -1,0 +1,221 @@
+"""V3D's conditioning, sampling and decoding on the host's CLIP_VISION, MODEL and VAE."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import comfy.model_base
+import comfy.sample
+import comfy.samplers
+import torch
+from comfy import model_management
+from comfy.ldm.modules.temporal_ae import VideoDecoder
+from torch import Tensor
+
+from ..v3d_core.diffusion.conditioning import (
+    Conditioning,
+    ConditioningConfig,
+    augment_latent,
+    augmentation_generator,
+    check_picture,
+    clip_pixels,
+    latent_from_moments,
+)
+from ..v3d_core.diffusion.decode import decode_in_slices, sgm_decoder_layers
+from ..v3d_core.diffusion.decode_memory import DecodePlan, decode_bytes, plan_decode
+from ..v3d_core.diffusion.edm import SamplerConfig, initial_noise
+from ..v3d_core.diffusion.guidance import Guidance, guide
+from ..v3d_core.diffusion.interrupt import interruptible
+from ..v3d_core.diffusion.sampler import sample_euler
+from .convert import pictures_from_image
+from .runtime import log
+
+StepCallback = Callable[[int, Tensor, Tensor, int], None]  # step, denoised, x, steps
+
+
+def condition_picture(
+    clip_vision, vae, image: Tensor, config: ConditioningConfig, seed: int
+) -> Conditioning:
+    """What the network is told about a picture, encoded by the host's models.
+
+    Raises:
+        ValueError: A model is missing or not SVD's, or the picture is not one square picture.
+    """
+    if clip_vision is None:
+        raise ValueError(
+            "CLIP_VISION is empty: V3D.ckpt has no image encoder. Load svd_xt.safetensors beside "
+            "it with V3D Load Model, or a ViT-H-14 laion2B file with Load CLIP Vision"
+        )
+    if vae is None:
+        raise ValueError("VAE is empty; load svd_xt.safetensors with V3D Load Model")
+    picture = check_picture(pictures_from_image(image))
+    generator = augmentation_generator(seed)
+    token = clip_token(clip_vision, picture)
+    if config.vae_mode == "mode":
+        latent = vae.encode(picture).float()
+    else:
+        latent = latent_from_moments(_moments(vae, picture), config.vae_mode, generator)
+    latent = latent.to(token.device)
+    return Conditioning(token, augment_latent(latent, config.cond_aug, generator), config)
+
+
+def clip_token(clip_vision, picture: Tensor) -> Tensor:  # [1, S, S, 3] -> [1, 1, C]
+    """The projected CLIP embedding, of pixels resampled V3D's way.
+
+    The host's own `encode_image` would resample differently and round to 8 bits.
+    """
+    model_management.load_model_gpu(clip_vision.patcher)
+    pixels = clip_pixels(picture, clip_vision.image_size).to(clip_vision.load_device)
+    embeds = clip_vision.model(pixel_values=pixels, intermediate_output=-2)[2]
+    return embeds[:, None].float().to(model_management.intermediate_device())
+
+
+def _moments(vae, picture: Tensor) -> Tensor:  # [1, S, S, 3] -> [1, 8, s, s]
+    pixels = vae.process_input(picture.movedim(-1, 1))
+    needed = vae.memory_used_encode(pixels.shape, vae.vae_dtype)
+    model_management.load_models_gpu([vae.patcher], memory_required=needed)
+    network = vae.first_stage_model
+    moments = network.encoder(pixels.to(vae.device, vae.vae_dtype))
+    if hasattr(network, "quant_conv"):
+        moments = network.quant_conv(moments)
+    return moments.float().to(model_management.intermediate_device())
+
+
+def host_conditioning(condition: Conditioning) -> tuple[list, list]:
+    """CONDITIONING of the conditional and the unconditional branch, for any sampler of the host."""
+    numbers = {
+        "fps": condition.config.fps_id + 1,  # the host subtracts 1 before it embeds
+        "motion_bucket_id": condition.config.motion_bucket_id,
+        "augmentation_level": condition.config.cond_aug,
+    }
+    token, latent = condition.token, condition.latent
+    positive = [[token, {**numbers, "concat_latent_image": latent}]]
+    negative = [
+        [torch.zeros_like(token), {**numbers, "concat_latent_image": torch.zeros_like(latent)}]
+    ]
+    return positive, negative
+
+
+def sample_latents(
+    model,
+    condition: Conditioning,
+    sampler: SamplerConfig,
+    guidance: Guidance,
+    seed: int,
+    callback: StepCallback,
+) -> Tensor:  # [T, 4, h, w]
+    """Sample an orbit on the host's MODEL; its patches, LoRAs and offloading stay in force.
+
+    Returns:
+        Raw latents, ready for the decoder.
+    """
+    check_model(model, condition)
+    frames = condition.config.num_frames
+    positive, negative = host_conditioning(condition)
+    noise = initial_noise((frames, *condition.latent.shape[1:]), seed)
+    if guidance.kind != "constant":
+        model = with_guidance(model, guidance.scales(frames))
+
+    def euler(model_k, x, sigmas, extra_args=None, callback=None, disable=None):
+        def denoiser(x: Tensor, sigma: Tensor) -> Tensor:
+            return model_k(x, sigma.expand(len(x)), **(extra_args or {}))
+
+        def report(step: int, denoised: Tensor, x: Tensor) -> None:
+            callback({"i": step, "denoised": denoised, "x": x})
+
+        network = model.model.diffusion_model
+        if "torch_compile_kwargs" in model.model_options:  # hooks would break its graph
+            return sample_euler(denoiser, x, sigmas, report)
+        with interruptible(network, model_management.throw_exception_if_processing_interrupted):
+            return sample_euler(denoiser, x, sigmas, report)
+
+    return comfy.sample.sample_custom(
+        model,
+        noise,
+        guidance.scale,
+        comfy.samplers.KSAMPLER(euler),
+        sampler.sigmas(),
+        positive,
+        negative,
+        torch.zeros_like(noise),
+        callback=callback,
+        disable_pbar=True,
+        seed=seed,
+    ).float()
+
+
+def check_model(model, condition: Conditioning) -> None:
+    """Refuse a MODEL that is not SVD's network, or of other widths than the conditioning."""
+    network = model.model
+    if not isinstance(network, comfy.model_base.SVD_img2vid) or isinstance(
+        network, (comfy.model_base.SV3D_u, comfy.model_base.SV3D_p)
+    ):
+        raise ValueError(
+            f"MODEL is {type(network).__name__}, an SVD-shaped model is needed; load V3D.ckpt with "
+            "V3D Load Model. SV3D is sampled with SV3D_Conditioning and KSampler"
+        )
+    wanted = network.model_config.unet_config["context_dim"]
+    if condition.token.shape[-1] != wanted:
+        raise ValueError(
+            f"CLIP_VISION makes tokens of {condition.token.shape[-1]} values but MODEL takes "
+            f"{wanted}; V3D and SVD need OpenCLIP ViT-H/14, which svd_xt.safetensors contains"
+        )
+
+
+def with_guidance(model, scales: Tensor):  # [T]
+    """A clone of MODEL whose guidance scale differs from frame to frame.
+
+    It acts on denoised latents, after the host's own guidance: the host's hook for a guidance
+    function subtracts from x and loses 8e-4 at sigma 700 in float32.
+    """
+
+    def per_frame(args: dict) -> Tensor:
+        return guide(args["uncond_denoised"], args["cond_denoised"], scales)
+
+    clone = model.clone()
+    clone.set_model_sampler_post_cfg_function(per_frame, disable_cfg1_optimization=True)
+    return clone
+
+
+def decode_latents(vae, latents: Tensor, frames_per_slice: int) -> tuple[Tensor, str]:
+    """Frames [T, H, W, 3] of raw latents, all decoded together, and a word on how.
+
+    Works like the host's decode (loads the VAE, frees other models), but never cuts the orbit into
+    chunks that do not know of each other.
+    """
+    decoder = getattr(vae.first_stage_model, "decoder", None)
+    if not isinstance(decoder, VideoDecoder) or decoder.time_mode != "conv-only":
+        return vae.decode(latents), "frame by frame (this VAE has no temporal decoder)"
+    count = len(latents)
+    whole = decode_bytes(tuple(latents.shape), vae.vae_dtype, frames_per_slice or count)
+    model_management.load_models_gpu([vae.patcher], memory_required=whole)
+    free = vae.patcher.get_free_memory(vae.device)
+    plan = plan_decode(latents, vae.vae_dtype, vae.device, frames_per_slice, free)
+    while True:
+        frames = _try_decode(vae, decoder, latents, plan)
+        if frames is not None:
+            return frames, str(plan)
+        smaller = DecodePlan(min(plan.frames_per_slice, count) // 2, count)
+        log.warning("out of memory decoding %s; trying %s", plan, smaller)
+        model_management.soft_empty_cache()
+        plan = smaller
+
+
+def _try_decode(vae, decoder, latents: Tensor, plan: DecodePlan) -> Tensor | None:
+    """The frames, or None when memory ran out and less may be tried."""
+    check = model_management.throw_exception_if_processing_interrupted
+    try:
+        with model_management.cuda_device_context(vae.device):
+            z = latents.to(vae.device, vae.vae_dtype)
+            if plan.whole:
+                with interruptible(decoder, check):
+                    pictures = vae.first_stage_model.decode(z)
+            else:
+                layers = sgm_decoder_layers(decoder)
+                pictures = decode_in_slices(layers, z, plan.frames_per_slice, check)
+            pictures = pictures.to(vae.output_device, torch.float32, copy=True)
+    except Exception as error:
+        if not model_management.is_oom(error) or plan.frames_per_slice < 2:
+            raise
+        return None
+    return vae.process_output(pictures).movedim(1, -1)
