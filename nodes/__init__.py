@@ -8,6 +8,7 @@ from .datasets import V3DLoadViews, V3DSaveViews
 from .mesh import V3DExportMesh, V3DMeshFromSplat
 from .models import V3DLoadModel
 from .orbit import V3DOrbitCameras
+from .prepare import V3DPrepareImage
 from .sampling import V3DConditioning, V3DSampleOrbit
 from .splats import V3DFitSplat
 from .views import V3DPosedViews
@@ -18,6 +19,7 @@ class V3DExtension(ComfyExtension):
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return [
+            V3DPrepareImage,
             V3DLoadModel,
             V3DConditioning,
             V3DSampleOrbit,
