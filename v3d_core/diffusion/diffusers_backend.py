@@ -32,6 +32,7 @@ from .guidance import Guidance, guide
 from .interrupt import interruptible
 from .layout import HEAD_CHANNELS, ClipShape, UNetShape, VaeShape
 from .model_files import ModelParts
+from .sampler import Denoiser
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +83,7 @@ class DiffusersModel:
 
     def denoiser(
         self, condition: Conditioning, guidance: Guidance, check: Callable[[], None] | None = None
-    ) -> Callable[[Tensor, Tensor], Tensor]:
+    ) -> Denoiser:
         """The UNet with preconditioning and guidance, for `sample_euler`."""
         net: Any = self.unet
         dtype, frames = next(net.parameters()).dtype, condition.config.num_frames
@@ -110,7 +111,7 @@ class DiffusersModel:
         self,
         condition: Conditioning,
         guidance: Guidance,
-        run: Callable[[Callable[[Tensor, Tensor], Tensor]], Tensor],
+        run: Callable[[Denoiser], Tensor],
         check: Callable[[], None],
     ) -> Tensor:
         """`run` with the denoiser, while the UNet is on the device."""
