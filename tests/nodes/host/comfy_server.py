@@ -40,20 +40,20 @@ class Run:
 
 
 class ComfyServer:
-    """`main.py --cpu` on a free port, over a base directory of its own."""
+    """`main.py` on a free port, over a base directory of its own; on the CPU if not told else."""
 
-    def __init__(self, base: Path) -> None:
+    def __init__(self, base: Path, *options: str, device: str = "--cpu") -> None:
         self.base = base
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
         self.log_path = base / "server.log"
-        options = ["--cpu", "--listen", "127.0.0.1", "--port", str(self.port)]
+        options = [device, *options, "--listen", "127.0.0.1", "--port", str(self.port)]
         options += ["--disable-api-nodes", "--base-directory", str(base)]
         options += ["--database-url", f"sqlite:///{base / 'comfyui.db'}"]
         self._log = self.log_path.open("w", encoding="utf-8")
         self.process = subprocess.Popen(
-            [sys.executable, str(Path(__file__).with_name("bootstrap.py")), *options],
+            [sys.executable, str(Path(__file__).with_name("bootstrap.py")), *filter(None, options)],
             stdout=self._log,
             stderr=subprocess.STDOUT,
             cwd=base,
