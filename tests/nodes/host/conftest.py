@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -28,24 +29,36 @@ if "comfy.cli_args" not in sys.modules:
     _load("comfy_server", HERE / "comfy_server.py")
     _load("ui_to_api", HERE / "ui_to_api.py")
     scenes = _load("scenes", HERE / "scenes.py")
+    _load("prompts", HERE / "prompts.py")
+    tiny_models = _load("tiny_models", REPOSITORY / "tests" / "tiny_models.py")
     # the way ComfyUI loads a pack: from its folder, under a made-up name
     _load(scenes.PACK, REPOSITORY / "__init__.py", submodule_search_locations=[str(REPOSITORY)])
 
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory):
-    """ComfyUI on a fresh base directory with this pack and nothing else in custom_nodes."""
+    """ComfyUI on a fresh base directory, with this pack alone, a picture and tiny models in it."""
     from comfy_server import ComfyServer
 
     base = tmp_path_factory.mktemp("comfyui")
     (base / "custom_nodes").mkdir()
     os.symlink(REPOSITORY, base / "custom_nodes" / "ComfyUI-V3D", target_is_directory=True)
+    (base / "input").mkdir()
+    frame = REPOSITORY / "v3d_core" / "data" / "demo_orbit" / "r_000.png"
+    shutil.copy(frame, base / "input" / "example.png")  # the name of core's own default picture
+    tiny_models.write_models(base / "models" / "checkpoints", scenes.pack)
     running = ComfyServer(base)
     try:
         running.wait_until_ready()
         yield running
     finally:
         running.stop()
+
+
+@pytest.fixture(scope="session")
+def object_info(server):
+    """Schemas of all nodes."""
+    return server.get_json("/object_info")
 
 
 @pytest.fixture

@@ -1,9 +1,13 @@
-"""Writes workflows/*.jpg: runs both workflows in a running ComfyUI and pictures what they made.
+"""Writes workflows/*.jpg: runs two workflows in a running ComfyUI and pictures what they made.
 
     python tests/nodes/host/make_thumbnails.py http://127.0.0.1:8188 OUTPUT_FOLDER
 
 OUTPUT_FOLDER is the server's output folder. The splat's picture is core's own rendering; core has
 no mesh renderer, so the .glb is drawn here with a point per bit of surface.
+
+No video model runs for these pictures: the weights are not needed to make them. The workflows that
+start from one picture are shown by the demo orbit's first picture and by what was fitted to the
+whole demo orbit, which stands in for frames that V3D or SV3D would have sampled.
 """
 
 from __future__ import annotations
@@ -18,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 import trimesh
-from PIL import Image
+from PIL import Image, ImageOps
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from ui_to_api import to_prompt
@@ -27,6 +31,8 @@ REPOSITORY = Path(__file__).resolve().parents[3]
 SIZE = 512
 AZIMUTH_DEG, ELEVATION_DEG, RADIUS, FOV_DEG = 40.0, 15.0, 1.9, 50.0
 SURFACE_POINTS = 3_000_000
+INSET, STRIP = 152, 6  # px of the given picture's side; pictures in the strip of frames
+JPEG_QUALITY = 85
 
 
 def fetch(url: str, body: dict | None = None) -> bytes:
@@ -47,8 +53,8 @@ def run(server: str, name: str) -> tuple[dict, dict]:
     return prompt, history[queued]["outputs"]
 
 
-def splat_picture(server: str) -> Image.Image:
-    """The third frame of the turntable."""
+def splat_pictures(server: str) -> list[Image.Image]:
+    """The turntable of the splat, without its wide margin."""
     prompt, outputs = run(server, "frames_to_splat")
     number = next(
         n
@@ -56,8 +62,36 @@ def splat_picture(server: str) -> Image.Image:
         if entry["class_type"] == "PreviewImage"
         and prompt[entry["inputs"]["images"][0]]["class_type"] == "RenderSplat"
     )
-    query = urllib.parse.urlencode(outputs[number]["images"][2])
-    return Image.open(io.BytesIO(fetch(f"{server}/view?{query}")))
+    pictures = []
+    for shown in outputs[number]["images"]:
+        query = urllib.parse.urlencode(shown)
+        picture = Image.open(io.BytesIO(fetch(f"{server}/view?{query}"))).convert("RGB")
+        margin = picture.width // 8
+        box = (margin, margin, picture.width - margin, picture.height - margin)
+        pictures.append(picture.crop(box).resize((SIZE, SIZE), Image.LANCZOS))
+    return pictures
+
+
+def given_picture() -> Image.Image:
+    """The picture that the workflows would start from: the demo orbit's first, on white."""
+    path = REPOSITORY / "v3d_core" / "data" / "demo_orbit" / "r_000.png"
+    frame = Image.open(path).convert("RGBA")
+    white = Image.new("RGBA", frame.size, "white")
+    return Image.alpha_composite(white, frame).convert("RGB")
+
+
+def from_one_picture(result: Image.Image, strip: list[Image.Image]) -> Image.Image:
+    """The given picture small in the corner, the result large, frames below if there are any."""
+    canvas = Image.new("RGB", (SIZE, SIZE), "white")
+    side = SIZE // STRIP if strip else 0
+    room = SIZE - side - INSET // 4
+    canvas.paste(result.resize((room, room), Image.LANCZOS), (SIZE - room, INSET // 6))
+    frame = ImageOps.expand(given_picture().resize((INSET, INSET), Image.LANCZOS), 2, "#3f789e")
+    canvas.paste(frame, (8, 8))
+    for index, picture in enumerate(strip):
+        small = picture.resize((side, side), Image.LANCZOS)
+        canvas.paste(small, (index * side, SIZE - side))
+    return canvas
 
 
 def mesh_picture(server: str, output: Path) -> Image.Image:
@@ -103,14 +137,19 @@ def draw(points: np.ndarray, colours: np.ndarray, size: int) -> Image.Image:
 
 
 def main() -> None:
-    """Write both thumbnails."""
+    """Write all thumbnails."""
     server, output = sys.argv[1].rstrip("/"), Path(sys.argv[2])
-    folder = REPOSITORY / "workflows"
-    splat = splat_picture(server).convert("RGB")
-    margin = splat.width // 8
-    splat = splat.crop((margin, margin, splat.width - margin, splat.height - margin))
-    splat.resize((SIZE, SIZE), Image.LANCZOS).save(folder / "frames_to_splat.jpg", quality=88)
-    mesh_picture(server, output).save(folder / "frames_to_mesh.jpg", quality=88)
+    turntable, mesh = splat_pictures(server), mesh_picture(server, output)
+    thumbnails = {
+        "frames_to_splat": turntable[2],
+        "frames_to_mesh": mesh,
+        "image_to_splat": from_one_picture(turntable[16], []),
+        "image_to_mesh": from_one_picture(mesh, []),
+        "sv3d_to_splat": from_one_picture(turntable[2], turntable[:: len(turntable) // STRIP]),
+    }
+    for name, picture in thumbnails.items():
+        path = REPOSITORY / "workflows" / f"{name}.jpg"
+        picture.save(path, quality=JPEG_QUALITY, optimize=True)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Writes workflows/*.json from the graphs below and the schemas of a running ComfyUI.
+"""Writes workflows/*.json from workflow_graphs.py and the schemas of a running ComfyUI.
 
     python tests/nodes/host/make_workflows.py http://127.0.0.1:8188
 
@@ -12,77 +12,21 @@ import sys
 import urllib.request
 from pathlib import Path
 
+from workflow_graphs import MODELS, TEMPLATES, Template
+
 REPOSITORY = Path(__file__).resolve().parents[3]
 PACK_ID = "v3d-studio"  # [project] name: what ComfyUI-Manager installs for a missing node
 GAP, TITLE_PX, SLOT_PX, WIDGET_PX = 60, 40, 22, 26
 WIDGET_TYPES = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", "COLOR", "COMFY_DYNAMICCOMBO_V3")
 
-OWN_FRAMES = """
-### Your own frames
-* Put them in a folder below ComfyUI's `input`, press **R**, and choose it in *V3D Load Views*. \
-Or connect any batch of images (SV3D, a video, Load Image + Remove Background) to *V3D Posed Views*.
-* Choose the orbit that made them in *V3D Orbit Cameras*: `v3d` (18 frames), `sv3d` (21 frames), \
-or `custom`.
-* No masks? Disconnect them: alpha is used if there is any, else a flat background is cut out.
-"""
 
-SPLAT_NOTE = f"""## Orbit frames to a Gaussian splat
-Queue it as it is: it loads the 18-frame orbit that comes with V3D, fits a splat, renders it with \
-core's Render Splat and saves a `.ply`.
-{OWN_FRAMES}
-### Quality and time
-`preset`: draft to look, normal to keep, best for detail. Cancel stops at once.
-"""
-
-MESH_NOTE = f"""## Orbit frames to a coloured mesh
-Queue it as it is: it loads the 18-frame orbit that comes with V3D, fits a splat, and makes a \
-closed mesh with vertex colours, saved as `.glb` and `.obj`.
-{OWN_FRAMES}
-### What an orbit cannot see
-All cameras stand at one height: the very top and bottom of the object are closed, not seen.
-"""
-
-# id: (type, column, row order in the column, widget values by name, links by input name)
-FRAMES = {
-    1: ("V3DLoadViews", 0, {"folder": "demo orbit (shipped)"}, {}),
-    2: ("V3DOrbitCameras", 0, {"orbit": "v3d"}, {}),
-    3: ("V3DPosedViews", 1, {}, {"images": (1, 1), "masks": (1, 2), "cameras": (2, 0)}),
-    4: ("PreviewImage", 1, {}, {"images": (1, 1)}),
-    5: ("V3DFitSplat", 2, {"preset": "normal"}, {"views": (3, 0)}),
-    6: ("PreviewAny", 2, {}, {"source": (5, 1)}),
-}
-RENDER = {"width": 512, "height": 512, "frames": 18, "sharpen": 1.0, "background": "#ffffff"}
-GRAPHS = {
-    "frames_to_splat": (
-        SPLAT_NOTE,
-        {
-            **FRAMES,
-            7: ("RenderSplat", 3, RENDER, {"splat": (5, 0), "camera_info": (2, 1)}),
-            8: ("SplatToFile3D", 3, {"format": "ply"}, {"splat": (5, 0)}),
-            9: ("PreviewImage", 4, {}, {"images": (7, 0)}),
-            10: (
-                "SaveGaussianSplat",
-                4,
-                {"filename_prefix": "3d/V3D_splat"},
-                {"model_3d": (8, 0), "camera_info": (2, 1)},
-            ),
-        },
-    ),
-    "frames_to_mesh": (
-        MESH_NOTE,
-        {
-            **FRAMES,
-            7: ("V3DMeshFromSplat", 3, {}, {"splat": (5, 0), "views": (3, 0)}),
-            8: ("V3DExportMesh", 3, {"format": "obj"}, {"mesh": (7, 0)}),
-            9: ("SaveGLB", 4, {"filename_prefix": "3d/V3D_mesh"}, {"mesh": (7, 0)}),
-        },
-    ),
-}
-GROUPS = (("Frames and cameras", 0, 1), ("Splat", 2, 2), ("Result", 3, 4))
-WIDTHS = {0: 340, 1: 340, 2: 360, 3: 340, 4: 420}
+WIDTH = 340  # px of a column, unless one of its nodes is wider
+WIDTHS = {"V3DFitSplat": 360, "V3DSampleOrbit": 400, "SaveGLB": 420, "SaveGaussianSplat": 420}
 HEIGHTS = {"PreviewImage": 320, "PreviewAny": 240, "SaveGLB": 420, "SaveGaussianSplat": 480}
 HEIGHTS["V3DFitSplat"] = 560  # room for the picture of the running fit
-NOTE_SIZE = (420, 520)
+HEIGHTS["V3DSampleOrbit"] = 560  # and of the orbit
+HEIGHTS["LoadImage"] = 360
+NOTE_WIDTH, NOTE_LINE_PX, NOTE_COLUMNS = 420, 20, 58
 
 
 def specs_of(info: dict) -> dict:
@@ -129,16 +73,33 @@ def slots(info: dict) -> list[dict]:
     return sorted(found, key=lambda slot: "widget" in slot)
 
 
-def make_workflow(note: str, graph: dict, object_info: dict) -> dict:
+def note_size(note: str) -> list[int]:
+    """Size that shows a note without scrolling."""
+    lines = sum(1 + len(line) // NOTE_COLUMNS for line in note.splitlines() if line)
+    return [NOTE_WIDTH, 80 + NOTE_LINE_PX * lines]
+
+
+def make_workflow(template: Template, object_info: dict) -> dict:
     """The UI form of one graph, laid out in columns."""
     nodes, links = {}, []
-    left = {0: NOTE_SIZE[0] + GAP}
-    for column in range(1, 5):
-        left[column] = left[column - 1] + WIDTHS[column - 1] + GAP
-    bottom = dict.fromkeys(left, 0)
-    for order, (number, (kind, column, values, _)) in enumerate(graph.items()):
+    graph = template.graph
+    columns = range(1 + max(node.column for node in graph.values()))
+    width = {
+        column: max(
+            WIDTHS.get(node.kind, WIDTH) for node in graph.values() if node.column == column
+        )
+        for column in columns
+    }
+    left = {0: NOTE_WIDTH + GAP}
+    for column in columns[1:]:
+        left[column] = left[column - 1] + width[column - 1] + GAP
+    bottom = dict.fromkeys(columns, 0)
+    by_top = sorted(graph.items(), key=lambda item: item[1].top)
+    for order, (number, node) in enumerate(by_top):
+        kind, column = node.kind, node.column
+        bottom[column] = max(bottom[column], node.top)
         info = object_info[kind]
-        widgets, inputs = widget_values(info, dict(values)), slots(info)
+        widgets, inputs = widget_values(info, dict(node.values)), slots(info)
         rows = max(sum("widget" not in slot for slot in inputs), len(info["output"]))
         height = HEIGHTS.get(kind, TITLE_PX + rows * SLOT_PX + len(widgets) * WIDGET_PX)
         ours = kind.startswith("V3D")
@@ -146,7 +107,7 @@ def make_workflow(note: str, graph: dict, object_info: dict) -> dict:
             "id": number,
             "type": kind,
             "pos": [left[column], bottom[column]],
-            "size": [WIDTHS[column], height],
+            "size": [width[column], height],
             "flags": {},
             "order": order,
             "mode": 0,
@@ -161,9 +122,11 @@ def make_workflow(note: str, graph: dict, object_info: dict) -> dict:
             },
             "widgets_values": widgets,
         }
+        if kind in MODELS:
+            nodes[number]["properties"]["models"] = MODELS[kind]
         bottom[column] += height + GAP
-    for target, (_, _, _, wanted) in graph.items():
-        for name, (source, output) in wanted.items():
+    for target, node in graph.items():
+        for name, (source, output) in node.links.items():
             names = [slot["name"] for slot in nodes[target]["inputs"]]
             slot, link = names.index(name), len(links) + 1
             type_ = nodes[source]["outputs"][output]["type"]
@@ -175,7 +138,7 @@ def make_workflow(note: str, graph: dict, object_info: dict) -> dict:
         "id": note_id,
         "type": "MarkdownNote",
         "pos": [0, 0],
-        "size": list(NOTE_SIZE),
+        "size": note_size(template.note),
         "flags": {},
         "order": 0,
         "mode": 0,
@@ -183,20 +146,20 @@ def make_workflow(note: str, graph: dict, object_info: dict) -> dict:
         "outputs": [],
         "title": "Read me",
         "properties": {},
-        "widgets_values": [note],
+        "widgets_values": [template.note],
         "color": "#222",
         "bgcolor": "#000",
     }
     groups = []
-    for title, first, last in GROUPS:
+    for title, first, last in template.groups:
         height = max(bottom[column] for column in range(first, last + 1))
-        width = left[last] + WIDTHS[last] - left[first]
-        box = [left[first] - 20, -80, width + 40, height + 60]
+        across = left[last] + width[last] - left[first]
+        box = [left[first] - 20, -80, across + 40, height + 60]
         groups.append({"title": title, "bounding": box, "color": "#3f789e", "font_size": 24})
     return {
         "last_node_id": note_id,
         "last_link_id": len(links),
-        "nodes": [note_node, *nodes.values()],
+        "nodes": [note_node, *(nodes[number] for number in sorted(nodes))],
         "links": links,
         "groups": groups,
         "config": {},
@@ -209,8 +172,8 @@ def main() -> None:
     """Write every workflow."""
     with urllib.request.urlopen(sys.argv[1].rstrip("/") + "/object_info") as answer:
         object_info = json.load(answer)
-    for name, (note, graph) in GRAPHS.items():
-        workflow = make_workflow(note, graph, object_info)
+    for name, template in TEMPLATES.items():
+        workflow = make_workflow(template, object_info)
         path = REPOSITORY / "workflows" / f"{name}.json"
         path.write_text(json.dumps(workflow, indent=2) + "\n", encoding="utf-8")
 

@@ -2,16 +2,31 @@
 
 import io
 import json
-import math
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from scenes import REPOSITORY, display_colours, open_mesh, pack
-from ui_to_api import to_prompt
+from prompts import (
+    DEMO,
+    QUICK,
+    QUICK_FIT,
+    assert_is_the_robot,
+    assert_shows_frame,
+    demo_frame,
+    node,
+    only,
+    picture,
+    psnr,
+    workflow_prompt,
+)
+from scenes import display_colours, open_mesh, pack
 
 NODES = (
+    "V3DPrepareImage",
+    "V3DLoadModel",
+    "V3DConditioning",
+    "V3DSampleOrbit",
     "V3DLoadViews",
     "V3DOrbitCameras",
     "V3DPosedViews",
@@ -20,24 +35,13 @@ NODES = (
     "V3DExportMesh",
     "V3DSaveViews",
 )
-WORKFLOWS = ("frames_to_splat", "frames_to_mesh")
-DEMO = "demo orbit (shipped)"
-# Enough to see what is up and what is left, in seconds on a CPU without any engine.
-QUICK_FIT = {"preset": "draft", "resolution": 96, "max_splats": 4000, "steps": 80}
-QUICK = {
-    "V3DFitSplat": QUICK_FIT,
-    "V3DMeshFromSplat": {"resolution": 64},
-    "RenderSplat": {"width": 256, "height": 256},
-}
-
-
-@pytest.fixture(scope="module")
-def object_info(server):
-    return server.get_json("/object_info")
-
-
-def node(kind, **inputs):
-    return {"class_type": kind, "inputs": inputs}
+WORKFLOWS = (
+    "frames_to_mesh",
+    "frames_to_splat",
+    "image_to_mesh",
+    "image_to_splat",
+    "sv3d_to_splat",
+)
 
 
 def fit_graph(**fit):
@@ -70,32 +74,6 @@ def render(splat, camera, frames=1, size=256):
     )
 
 
-def picture(server, shown):
-    query = "&".join(f"{key}={shown[key]}" for key in ("filename", "subfolder", "type"))
-    data = Image.open(io.BytesIO(server.get(f"/view?{query}"))).convert("RGB")
-    return np.asarray(data, dtype=np.float64) / 255
-
-
-def demo_frame(index):
-    path = REPOSITORY / "v3d_core" / "data" / "demo_orbit" / f"r_{index:03d}.png"
-    frame = Image.open(path)
-    white = Image.new("RGBA", frame.size, "white")
-    return np.asarray(Image.alpha_composite(white, frame).convert("RGB"), np.float64) / 255
-
-
-def psnr(a, b):
-    return -10 * math.log10(((a - b) ** 2).mean())
-
-
-def assert_shows_frame(image, index):
-    """Like the demo's frame, and clearly less like its mirror image or upside down."""
-    frame = demo_frame(index)
-    same = psnr(image, frame)
-    assert same > 20, same
-    assert same > psnr(image[:, ::-1], frame) + 4
-    assert same > psnr(image[::-1], frame) + 4
-
-
 def test_the_log_has_no_failed_import_and_no_traceback(server, object_info):
     del object_info
     assert "IMPORT FAILED" not in server.log
@@ -112,14 +90,17 @@ def test_node_is_registered_with_tooltips_a_help_page_and_few_widgets(name, serv
     assert len(info["search_aliases"]) >= 3
     inputs = {**info["input"].get("required", {}), **info["input"].get("optional", {})}
     options = {key: spec[1] for key, spec in inputs.items()}
-    for combo in [option for option in options.values() if "options" in option]:
-        for choice in combo["options"]:
-            if isinstance(choice, dict):
-                below = choice["inputs"].get("required", {})
-                options |= {f"{choice['key']}.{key}": spec[1] for key, spec in below.items()}
-    assert not [key for key, option in options.items() if len(option.get("tooltip", "")) < 10]
-    visible = [k for k, o in options.items() if ("default" in o or "options" in o)]
-    assert len([k for k in visible if not options[k].get("advanced")]) <= 6
+    below = [
+        {f"{choice['key']}.{key}": spec[1] for key, spec in choice["inputs"]["required"].items()}
+        for option in options.values()
+        for choice in option.get("options", [])
+        if isinstance(choice, dict) and choice["inputs"]
+    ]
+    for choice in below or [{}]:  # one choice of a dynamic combo is seen at a time
+        seen = options | choice
+        assert not [key for key, option in seen.items() if len(option.get("tooltip", "")) < 10]
+        visible = [k for k, o in seen.items() if ("default" in o or "options" in o)]
+        assert len([k for k in visible if not seen[k].get("advanced")]) <= 6
     assert all(len(tooltip or "") > 5 for tooltip in info["output_tooltips"])
     page = server.get(f"/extensions/ComfyUI-V3D/docs/{name}.md").decode()
     assert page.startswith(f"# {info['display_name']}\n")
@@ -133,19 +114,6 @@ def test_workflows_and_thumbnails_are_offered_as_templates(server):
         data = server.get(f"/api/workflow_templates/ComfyUI-V3D/{name}.jpg")
         thumbnail = np.asarray(Image.open(io.BytesIO(data)))
         assert thumbnail.std() > 10
-
-
-def workflow_prompt(name, object_info, changes):
-    workflow = json.loads((REPOSITORY / "workflows" / f"{name}.json").read_text())
-    prompt = to_prompt(workflow, object_info)
-    for entry in prompt.values():
-        entry["inputs"] |= changes.get(entry["class_type"], {})
-    return prompt
-
-
-def only(prompt, kind):
-    (found,) = [number for number, entry in prompt.items() if entry["class_type"] == kind]
-    return found
 
 
 def test_frames_to_splat_runs_from_a_fresh_install(server, object_info):
@@ -186,24 +154,6 @@ def test_frames_to_mesh_runs_from_a_fresh_install(server, object_info):
         assert len(mesh.faces) > 1000
         assert mesh.volume > 0
         assert_is_the_robot(np.asarray(mesh.vertices), display_colours(mesh, suffix))
-
-
-def assert_is_the_robot(vertices, colours):
-    """Yellow hand at +X, purple ring at -X, green bulb on top, blue rucksack behind."""
-    low, high = vertices.min(0), vertices.max(0)
-
-    def mean_colour(axis, end):
-        beyond = vertices[:, axis] * end > 0.93 * (high[axis] if end > 0 else -low[axis])
-        return colours[beyond].mean(0)
-
-    red, green, blue = mean_colour(0, 1)
-    assert min(red, green) > blue + 0.3
-    red, green, blue = mean_colour(0, -1)
-    assert min(red, blue) > green + 0.1
-    red, green, blue = mean_colour(1, 1)
-    assert green > max(red, blue) + 0.1
-    red, green, blue = mean_colour(2, -1)
-    assert blue > max(red, green) + 0.1
 
 
 def test_core_nodes_take_the_splat_and_its_file_and_show_the_same_picture(server):
