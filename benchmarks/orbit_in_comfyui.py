@@ -167,7 +167,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=25)
-    parser.add_argument("--options", nargs="*", default=["", "--lowvram"])
+    parser.add_argument("--options", default=",--lowvram", help="sets of options, comma between")
     parser.add_argument("--always", default="", help="options for every server")
     options = parser.parse_args()
     checkpoints = options.work / "models" / "checkpoints"
@@ -188,7 +188,7 @@ def main() -> None:
         os.symlink(REPOSITORY, pack, target_is_directory=True)
     results = [
         measure(options.work, (options.always + " " + words).split(), options.steps)
-        for words in options.options
+        for words in options.options.split(",")
     ]
     options.out.write_text(json.dumps(results, indent=2, default=float) + "\n")
     shutil.rmtree(options.work / "temp", ignore_errors=True)
