@@ -1,4 +1,4 @@
-"""Views of one object in, Gaussian splats and meshes out; knows torch, not ComfyUI.
+"""One picture or views of an object in, splats and meshes out; knows torch, not ComfyUI.
 
 This is the table of contents. A name is imported from its module at first use, so that importing
 the package costs nothing.
@@ -27,6 +27,15 @@ _CONTENTS = {
     "keying": ("key_uniform_background",),
     "metrics": ("psnr", "score_views"),
     "visual_hull": ("VisualHull", "carve_visual_hull"),
+    # stage: one picture to the frames of an orbit
+    "prepare": ("PrepareConfig", "PreparedPicture", "prepare_picture"),
+    "diffusion.conditioning": ("ConditioningConfig",),
+    "diffusion.convert": ("convert_to_diffusers", "convert_to_safetensors"),
+    "diffusion.diffusers_backend": ("load_diffusers_model",),
+    "diffusion.edm": ("SamplerConfig",),
+    "diffusion.guidance": ("Guidance",),
+    "diffusion.model_files": ("ModelParts", "find_model"),
+    "diffusion.orbit": ("OrbitConfig", "SampledOrbit", "sample_orbit"),
     # stage: views to splats, splats to pictures
     "splats.config": ("SPLAT_PRESETS", "SplatFitConfig"),
     "splats.fit": ("SplatFit", "fit_splats"),
@@ -34,6 +43,8 @@ _CONTENTS = {
     # stage: splats to mesh
     "mesh.config": ("SplatMeshConfig",),
     "mesh.from_splats": ("mesh_from_splats",),
+    # pictures to orbits on disk
+    "generate": ("ModelSource", "PictureJob", "PictureOutcome", "plan_jobs", "sample_pictures"),
     # files
     "formats.atomic": ("OutputError",),
     "formats.colmap": ("write_colmap_text",),

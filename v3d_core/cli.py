@@ -7,19 +7,26 @@ import dataclasses
 import logging
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-
-import torch
 
 from . import __version__
 from .cameras import ORBIT_PRESETS, V3D_ORBIT, Orbit
+from .cli_generate import add_convert_command, add_orbit_options, add_sample_command, sample_one
+from .cli_shared import (
+    EXIT_BAD_INPUT,
+    EXIT_CANCELLED,
+    EXIT_FAILURE,
+    add_seed_and_device,
+    chosen_device,
+    progress_bar,
+    shown_options,
+)
 from .formats.mesh_files import read_mesh, write_mesh
 from .formats.ply import write_splat_ply
 from .formats.views import LoadedViews, has_split, load_views
+from .generate import BAD_INPUT
 from .mesh.config import SplatMeshConfig
-from .progress import Preview, Progress
 from .reconstruct import prepare_output, reconstruct
 from .report import Stopwatch, write_report
 from .splats.config import SPLAT_PRESETS, SplatFitConfig
@@ -27,32 +34,31 @@ from .splats.fit import fit_splats
 
 DEMO_ORBIT = Path(__file__).parent / "data" / "demo_orbit"
 
-EXIT_FAILURE, EXIT_BAD_INPUT, EXIT_CANCELLED = 1, 2, 130
-
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     options = build_parser().parse_args(arguments)
     logging.basicConfig(level=logging.INFO if options.debug else logging.WARNING)
     try:
-        options.run(options)
+        return options.run(options) or 0
     except KeyboardInterrupt:
         print("v3d: stopped; no half-written file is left", file=sys.stderr)
         return EXIT_CANCELLED
     except Exception as error:
         if options.debug:
             raise
-        bad_input = isinstance(error, (ValueError, FileNotFoundError, NotADirectoryError))
+        bad_input = isinstance(error, BAD_INPUT)
         kind = "" if isinstance(error, (ValueError, OSError)) else f"{type(error).__name__}: "
         hint = "" if bad_input else " (--debug shows where)"
         print(f"v3d: {kind}{error}{hint}", file=sys.stderr)
         return EXIT_BAD_INPUT if bad_input else EXIT_FAILURE
-    return 0
 
 
 def build_parser() -> argparse.ArgumentParser:
     """All commands and their options; defaults come from the settings classes."""
-    parser = argparse.ArgumentParser(prog="v3d", description="Orbit frames to splats and meshes.")
+    parser = argparse.ArgumentParser(
+        prog="v3d", description="Pictures to orbits, orbits to splats and meshes."
+    )
     parser.add_argument("--version", action="version", version=f"v3d {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
@@ -78,12 +84,26 @@ def build_parser() -> argparse.ArgumentParser:
     _add_fit_options(splat, preset="normal")
     splat.set_defaults(run=run_fit_splat)
 
+    add_sample_command(commands)
+
+    picture = commands.add_parser(
+        "image-to-3d", help="one picture to an orbit, and on to splat, mesh and turntable"
+    )
+    picture.add_argument("image", type=Path, help="picture of one object")
+    picture.add_argument("--out", type=Path, required=True, metavar="DIR")
+    add_orbit_options(picture)
+    _add_fit_options(picture, preset="normal")
+    picture.add_argument("--mesh", choices=("splat", "none"), default="splat", help="%(default)s")
+    picture.set_defaults(run=run_image_to_3d)
+
+    add_convert_command(commands)
+
     export = commands.add_parser("export", help="convert a mesh between .glb, .ply, .obj and .stl")
     export.add_argument("input", type=Path)
     export.add_argument("--out", type=Path, required=True, metavar="FILE")
     export.set_defaults(run=run_export)
 
-    for command in (demo, full, splat, export):
+    for command in commands.choices.values():
         command.add_argument("--debug", action="store_true", help="log, and show tracebacks")
     return parser
 
@@ -121,12 +141,9 @@ def _add_input_options(parser: argparse.ArgumentParser) -> None:
 def _add_fit_options(parser: argparse.ArgumentParser, preset: str) -> None:
     fit = parser.add_argument_group("fit")
     fit.add_argument("--preset", choices=tuple(SPLAT_PRESETS), default=preset, help="%(default)s")
-    fit.add_argument("--seed", type=int, default=SplatFitConfig().seed, help="%(default)s")
     fit.add_argument("--resolution", type=int, metavar="PX", help="longer side that is fitted")
     fit.add_argument("--max-splats", type=int, metavar="N", help="budget of splats")
-    fit.add_argument(
-        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="%(default)s"
-    )
+    add_seed_and_device(fit)
 
 
 def run_demo(options: argparse.Namespace) -> None:
@@ -139,6 +156,17 @@ def run_demo(options: argparse.Namespace) -> None:
 def run_reconstruct(options: argparse.Namespace) -> None:
     """Everything that can be had from the user's views."""
     _reconstruct(options, orbit=chosen_orbit(options))
+
+
+def run_image_to_3d(options: argparse.Namespace) -> int:
+    """Sample an orbit into a folder beside the results, then reconstruct it."""
+    chosen_fit(options)  # what is wrong there shall be said before the long part
+    orbit = options.out / "orbit"
+    code = sample_one(options, options.image, orbit)
+    if not code:
+        views = {"input": orbit, "masks": None, "frames": None, "picture_masks": options.masks}
+        _reconstruct(argparse.Namespace(**{**vars(options), **views}), orbit=None)
+    return code
 
 
 def _reconstruct(options: argparse.Namespace, orbit: Orbit | None) -> None:
@@ -159,8 +187,7 @@ def _reconstruct(options: argparse.Namespace, orbit: Orbit | None) -> None:
         stage_progress=progress_bar,
         stopwatch=stopwatch,
     )
-    shown = {name: value for name, value in vars(options).items() if name not in ("run", "debug")}
-    report = {"options": {name: _plain(value) for name, value in shown.items()}, **report}
+    report = {"options": shown_options(options), **report}
     write_report(options.out / "report.json", report)
     print_report(report, options.out)
 
@@ -219,34 +246,6 @@ def chosen_orbit(options: argparse.Namespace) -> Orbit:
     return orbit
 
 
-def chosen_device(name: str) -> torch.device:
-    """`auto` takes CUDA where torch sees it."""
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ValueError(
-            f"--device cuda: torch {torch.__version__} sees no CUDA device; use --device cpu"
-        )
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(name)
-
-
-@contextmanager
-def progress_bar(stage: str) -> Iterator[Progress]:
-    """A bar on stderr for one stage of the work."""
-    from tqdm import tqdm
-
-    pause = 0.1 if sys.stderr.isatty() else 10.0  # s between lines; a log wants few of them
-    with tqdm(desc=f"{stage:>12}", unit="step", mininterval=pause, dynamic_ncols=True) as bar:
-
-        def progress(step: int, total: int, preview: Preview | None = None, text: str = "") -> None:
-            del preview  # a terminal shows no pictures
-            bar.total = total
-            bar.set_postfix_str(text, refresh=False)
-            bar.update(step - bar.n)
-
-        yield progress
-
-
 def print_report(report: dict, folder: Path) -> None:
     """Where the files are, how good and how long."""
     for name in (*report["files"], "report.json"):
@@ -261,7 +260,3 @@ def print_report(report: dict, folder: Path) -> None:
     print(
         f"{report['splats']:,} splats, {report['seconds']['total']:.1f} s, {peak:,.0f} MiB at most"
     )
-
-
-def _plain(value: object) -> object:
-    return str(value) if isinstance(value, Path) else value

@@ -4,7 +4,10 @@ import functools
 import json
 import math
 import os
+import pickle
 import shutil
+import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +17,9 @@ from PIL import Image
 from skimage.metrics import structural_similarity
 
 import v3d_core
-from v3d_core import cli, reconstruct
+from v3d_core import cli, cli_generate, reconstruct
+from v3d_core.diffusion.decode_memory import DecodePlan
+from v3d_core.formats.pictures import list_pictures, read_pictures
 from v3d_core.formats.ply import read_splat_ply
 from v3d_core.mesh.config import SplatMeshConfig
 from v3d_core.procedural import write_demo_orbit
@@ -317,3 +322,208 @@ def test_version_is_printed(capsys):
         cli.main(["--version"])
     assert stop.value.code == 0
     assert v3d_core.__version__ in capsys.readouterr().out
+
+
+# Orbits from pictures
+
+
+@pytest.fixture
+def picture(tmp_path):
+    path = tmp_path / "thing.png"
+    image = Image.new("RGBA", (40, 40), (0, 0, 0, 0))
+    image.paste((200, 40, 30, 255), (8, 6, 32, 36))
+    image.save(path)
+    return path
+
+
+@pytest.fixture
+def no_environment(monkeypatch):
+    for name in ("V3D_MODEL", "V3D_COMPANION"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def tiny_model(no_environment, tiny, monkeypatch):
+    """The tiny model in the environment variables, and the options that make it quick."""
+    monkeypatch.setenv("V3D_MODEL", str(tiny.v3d_without_vae))
+    monkeypatch.setenv("V3D_COMPANION", os.pathsep.join([str(tiny.svd)]))
+    return ("--size", "64", "--steps", "2", "--num-frames", "3", "--device", "cpu")
+
+
+def test_sample_makes_an_orbit_and_the_second_time_keeps_it(picture, tiny_model, tmp_path, capsys):
+    pytest.importorskip("diffusers")
+    out = tmp_path / "out"
+    arguments = [str(x) for x in ("sample", picture, "--out", out, *tiny_model)]
+    assert cli.main(arguments) == 0
+    printed = capsys.readouterr().out
+    assert str(out / "thing") in printed and "MiB resident" in printed
+    assert len(list_pictures(out / "thing")) == 3 + 1  # frames and prepared.png
+    assert cli.main(arguments) == 0
+    assert "there already" in capsys.readouterr().out
+
+
+def test_options_of_sample_reach_the_settings():
+    options = cli.build_parser().parse_args(
+        "sample a.png --out o --steps 7 --guidance triangle --scale 4.5 --min-scale 2 --fps-id 2 "
+        "--motion-bucket-id 9 --cond-aug 0.1 --vae-mode sample --decode-frames 3 --size 256 "
+        "--border-ratio 0.2 --mask-threshold 0.4 --num-frames 5".split()
+    )
+    config, prepare = (
+        cli_generate.chosen_orbit_config(options),
+        cli_generate.chosen_prepare(options),
+    )
+    assert (config.sampler.steps, config.decode_frames) == (7, 3)
+    guidance = config.guidance
+    assert (guidance.kind, guidance.scale, guidance.min_scale) == ("triangle", 4.5, 2)
+    numbers = config.conditioning
+    assert (numbers.num_frames, numbers.fps_id, numbers.motion_bucket_id) == (5, 2, 9)
+    assert (numbers.cond_aug, numbers.vae_mode) == (0.1, "sample")
+    assert (prepare.size, prepare.border_ratio, prepare.mask_threshold) == (256, 0.2, 0.4)
+
+
+@pytest.mark.parametrize("command", ["sample", "image-to-3d"])
+def test_defaults_of_the_options_are_those_of_the_settings(command):
+    options = cli.build_parser().parse_args([command, "a.png", "--out", "o"])
+    assert cli_generate.chosen_orbit_config(options) == cli_generate.OrbitConfig()
+    assert cli_generate.chosen_prepare(options) == cli_generate.PrepareConfig()
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "text"),
+    [
+        ("--steps", "0", "steps is 0"),
+        ("--scale", "nan", "scale must be a number"),
+        ("--size", "100", "multiple of 64"),
+        ("--seed", "-4", "seed is -4"),
+        ("--num-frames", "0", "num_frames is 0"),
+    ],
+)
+def test_impossible_sampling_is_bad_input(
+    picture, tiny_model, tmp_path, capsys, option, value, text
+):
+    code, error = fails(
+        capsys, "sample", picture, "--out", tmp_path / "out", *tiny_model, option, value
+    )
+    assert code == cli.EXIT_BAD_INPUT and text in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_without_a_model_it_says_which_file_and_where_from(
+    picture, no_environment, tmp_path, capsys
+):
+    code, error = fails(capsys, "sample", picture, "--out", tmp_path / "out")
+    assert code == cli.EXIT_BAD_INPUT
+    for text in ("--model", "V3D_MODEL", "V3D.ckpt", "huggingface.co/heheyas/V3D", "svd_xt"):
+        assert text in error
+
+
+def test_a_missing_companion_says_what_it_has_and_how_to_name_it(
+    picture, no_environment, tiny, tmp_path, capsys
+):
+    code, error = fails(capsys, "sample", picture, "--out", tmp_path / "out", "--model", tiny.v3d)
+    assert code == cli.EXIT_BAD_INPUT
+    for text in ("image encoder", "svd_xt.safetensors", "--companion", "V3D_COMPANION"):
+        assert text in error
+
+
+class Malicious:
+    def __reduce__(self):
+        return (exec, ("raise SystemExit('code was run')",))
+
+
+def test_bad_model_files_are_bad_input(picture, no_environment, tiny, tmp_path, capsys):
+    evil, cut = tmp_path / "evil.ckpt", tmp_path / "cut.safetensors"
+    evil.write_bytes(pickle.dumps({"state_dict": Malicious()}, protocol=2))
+    cut.write_bytes(tiny.v3d_without_vae.read_bytes()[:100_000])
+    other = tmp_path / "other.ckpt"
+    state = torch.load(tiny.v3d, weights_only=True)["state_dict"]
+    torch.save({n: t for n, t in state.items() if ".time_stack." not in n}, other)
+    missing = tmp_path / "missing.ckpt"
+    for model, text in (
+        (evil, "nothing was run"),
+        (cut, "cut off"),
+        (other, "are missing"),
+        (missing, "no such model file"),
+    ):
+        for command in (["sample", picture], ["convert", model]):
+            given = ["--model", model] if command[0] == "sample" else []
+            out = tmp_path / "out" if given else tmp_path / "out.safetensors"
+            code, error = fails(capsys, *command, *given, "--out", out)
+            assert code == cli.EXIT_BAD_INPUT and text in error and model.name in error
+            assert not out.exists()
+
+
+def test_missing_diffusers_is_one_line_with_the_remedy(
+    picture, tiny_model, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setitem(sys.modules, "diffusers", None)
+    code, error = fails(capsys, "sample", picture, "--out", tmp_path / "out", *tiny_model)
+    assert code == cli.EXIT_FAILURE and "pip install diffusers transformers" in error
+
+
+class DrawnModel:
+    """Stands in for the networks: its orbit is the one the tests reconstruct."""
+
+    def __init__(self, frames):
+        self.frames = read_pictures(list_pictures(frames))[..., :3].float() / 255
+
+    def condition(self, image, config, seed):
+        return SimpleNamespace(latent=torch.zeros(1, 4, 8, 8), config=config)
+
+    def sample(self, condition, guidance, run, check):
+        return torch.zeros(condition.config.num_frames, 4, 8, 8)
+
+    def decode(self, latents, frames_per_slice, progress):
+        return self.frames, DecodePlan(len(latents), len(latents))
+
+
+@pytest.fixture
+def drawn_model(frames_folder, tiny_model, monkeypatch):
+    model = DrawnModel(frames_folder)
+    monkeypatch.setattr(cli_generate.ModelSource, "load", lambda source: model)
+
+
+def test_some_failures_end_with_1_and_all_bad_input_with_2(picture, drawn_model, tmp_path, capsys):
+    Image.new("RGBA", (40, 40), (9, 9, 9, 0)).save(tmp_path / "empty.png")
+    out = ("--out", tmp_path / "out")
+    code, error = fails(capsys, "sample", tmp_path / "empty.png", picture, *out)
+    assert code == cli.EXIT_FAILURE and "empty.png: empty mask" in error
+    assert (tmp_path / "out" / "thing" / "report.json").exists()
+    code, error = fails(capsys, "sample", tmp_path / "empty.png", tmp_path / "no.png", *out)
+    assert code == cli.EXIT_BAD_INPUT and "no.png" in error
+
+
+def test_image_to_3d_goes_all_the_way(picture, drawn_model, tmp_path, capsys):
+    out = tmp_path / "out"
+    arguments = ["image-to-3d", str(picture), "--out", str(out), "--mesh", "none", "--seed", "3"]
+    assert cli.main([*arguments, "--device", "cpu"]) == 0
+    report = json.loads((out / "report.json").read_text(encoding="utf-8"))
+    assert report["fit_settings"]["seed"] == report["options"]["seed"] == 3
+    assert len(read_splat_ply(out / "splat.ply")) == report["splats"] > 0
+    assert report["views"]["count"] == len([*(out / "orbit").glob("r_*.png")]) == 18
+    orbit = json.loads((out / "orbit" / "report.json").read_text(encoding="utf-8"))
+    assert orbit["seed"] == 3 and orbit["picture"] == "thing.png"
+    before = (out / "orbit" / "report.json").stat().st_mtime_ns
+    assert cli.main([*arguments, "--device", "cpu", "--preset", "draft"]) == 0
+    assert (out / "orbit" / "report.json").stat().st_mtime_ns == before
+    assert "there already" in capsys.readouterr().out
+
+
+def test_image_to_3d_without_an_object_stops_before_the_fit(drawn_model, tmp_path, capsys):
+    Image.new("RGBA", (40, 40), (9, 9, 9, 0)).save(tmp_path / "empty.png")
+    code, error = fails(capsys, "image-to-3d", tmp_path / "empty.png", "--out", tmp_path / "out")
+    assert code == cli.EXIT_BAD_INPUT and "empty.png: empty mask" in error
+    assert [*(tmp_path / "out").iterdir()] == []
+
+
+def test_convert_makes_a_file_or_a_folder(tiny_model, tiny, tmp_path, capsys):
+    file, folder = tmp_path / "v3d.safetensors", tmp_path / "v3d"
+    assert cli.main(["convert", str(tiny.v3d), "--out", str(file)]) == 0
+    assert cli.main(["convert", str(file), "--out", str(folder), "--dtype", "bfloat16"]) == 0
+    printed = capsys.readouterr().out
+    assert "tensors" in printed and "bfloat16" in printed
+    assert (folder / "model_index.json").exists()
+    code, error = fails(
+        capsys, "convert", tiny.v3d, "--out", tmp_path / "b.safetensors", "--companion", tiny.svd
+    )
+    assert code == cli.EXIT_BAD_INPUT and "--companion is for a folder only" in error
