@@ -26,6 +26,7 @@ HEIGHTS = {"PreviewImage": 320, "PreviewAny": 240, "SaveGLB": 420, "SaveGaussian
 HEIGHTS["V3DFitSplat"] = 560  # room for the picture of the running fit
 HEIGHTS["V3DSampleOrbit"] = 560  # and of the orbit
 HEIGHTS["LoadImage"] = 360
+HEIGHTS["V3DPrepareImage"] = 230
 NOTE_WIDTH, NOTE_LINE_PX, NOTE_COLUMNS = 420, 20, 58
 
 
