@@ -109,7 +109,8 @@ def sample_latents(
     Returns:
         Raw latents, ready for the decoder.
     """
-    check_model(model, condition)
+    check_model(model)
+    check_token(model, condition)
     frames = condition.config.num_frames
     positive, negative = host_conditioning(condition)
     noise = initial_noise((frames, *condition.latent.shape[1:]), seed)
@@ -144,8 +145,8 @@ def sample_latents(
     ).float()
 
 
-def check_model(model, condition: Conditioning) -> None:
-    """Refuse a MODEL that is not SVD's network, or of other widths than the conditioning."""
+def check_model(model) -> None:
+    """Refuse a MODEL that is not SVD's network."""
     network = model.model
     if not isinstance(network, comfy.model_base.SVD_img2vid) or isinstance(
         network, (comfy.model_base.SV3D_u, comfy.model_base.SV3D_p)
@@ -154,7 +155,11 @@ def check_model(model, condition: Conditioning) -> None:
             f"MODEL is {type(network).__name__}, an SVD-shaped model is needed; load V3D.ckpt with "
             "V3D Load Model. SV3D is sampled with SV3D_Conditioning and KSampler"
         )
-    wanted = network.model_config.unet_config["context_dim"]
+
+
+def check_token(model, condition: Conditioning) -> None:
+    """Refuse a token of another width than MODEL takes."""
+    wanted = model.model.model_config.unet_config["context_dim"]
     if condition.token.shape[-1] != wanted:
         raise ValueError(
             f"CLIP_VISION makes tokens of {condition.token.shape[-1]} values but MODEL takes "

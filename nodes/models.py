@@ -43,7 +43,8 @@ class V3DLoadModel(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "model_name",
-                    options=_with(models, V3D_FILE),
+                    # only what is there: the front end offers a download for what is not listed
+                    options=models,
                     default=default,
                     tooltip="V3D.ckpt, its .safetensors form (smaller and faster to load, see "
                     "v3d convert), or another model with the shape of SVD, from "
@@ -51,7 +52,7 @@ class V3DLoadModel(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "clip_vision_name",
-                    options=[AUTO, *_with(_names(CLIP_FOLDERS), SVD_FILE)],
+                    options=[AUTO, *_names(CLIP_FOLDERS)],
                     default=AUTO,
                     tooltip="Where the image encoder comes from: svd_xt.safetensors, or a ViT-H-14 "
                     "laion2B file of models/clip_vision. auto: the model file if it has one, else "
@@ -137,8 +138,3 @@ def _names(folders: tuple[str, ...]) -> list[str]:
     """File names in the folders, each once."""
     names = [name for folder in folders for name in folder_paths.get_filename_list(folder)]
     return list(dict.fromkeys(names))
-
-
-def _with(names: list[str], name: str) -> list[str]:
-    """`name` is a choice even before it is there, so that the node can say where it comes from."""
-    return names if name in names else [*names, name]

@@ -173,8 +173,8 @@ class V3DSampleOrbit(io.ComfyNode):
                     default=sampler.steps,
                     min=1,
                     max=200,
-                    tooltip="Evaluations of the network; time grows in proportion. Below about 15 "
-                    "detail is lost, above 30 little is gained.",
+                    tooltip="Evaluations of the network; time grows in proportion. V3D takes 25; "
+                    "fewer make a coarser orbit.",
                 ),
                 io.Combo.Input(
                     "guidance",
@@ -190,8 +190,8 @@ class V3DSampleOrbit(io.ComfyNode):
                     min=0.0,
                     max=100.0,
                     step=0.1,
-                    tooltip="How strictly frames follow the picture. Higher is crisper and more "
-                    "saturated, lower is softer. V3D takes 3.5 to 4.5.",
+                    tooltip="How strictly frames follow the picture; far too high oversaturates. "
+                    "V3D takes 3.5 to 4.5.",
                 ),
                 io.Float.Input(
                     "min_scale",
@@ -239,9 +239,9 @@ class V3DSampleOrbit(io.ComfyNode):
         config = config_from_widgets(**numbers)
         sampler = SamplerConfig(steps=steps)
         guide = Guidance(guidance, scale, min_scale)
+        check_model(model)
         progress = OrbitProgress(model, steps)
         condition = condition_picture(clip_vision, vae, image, config, seed)
-        check_model(model, condition)
         latents = sample_latents(model, condition, sampler, guide, seed, progress.sampled)
         progress.decoding(config.num_frames)
         frames, decoded = decode_latents(vae, latents, decode_frames)

@@ -25,7 +25,8 @@ def _load(name: str, path: Path, **options):
 # Helpers of this folder; it is on no import path, so they are loaded under their own names.
 bootstrap = _load("bootstrap", HERE / "bootstrap.py")
 if "comfy.cli_args" not in sys.modules:
-    bootstrap.make_importable("--cpu", "--disable-api-nodes")
+    # the image encoder in float32, so that it can be compared; the host takes float16 by default
+    bootstrap.make_importable("--cpu", "--disable-api-nodes", "--fp32-text-enc")
     _load("comfy_server", HERE / "comfy_server.py")
     _load("ui_to_api", HERE / "ui_to_api.py")
     scenes = _load("scenes", HERE / "scenes.py")
