@@ -181,3 +181,15 @@ def test_latents_of_another_width_are_refused(tiny, tmp_path):
     )
     with pytest.raises(CheckpointError, match=r"latents of 16 channels .* makes 4"):
         find_model(tiny.v3d_without_vae, [tmp_path / "vae.safetensors", tiny.svd])
+
+
+def test_diffusers_extra_convolution_may_be_there_only_as_the_identity(tiny, tmp_path):
+    state = read_part(require_part(tiny.svd, "vae"), "diffusers")
+    state["quant_conv.weight"] = torch.eye(8)[..., None, None].contiguous()
+    state["quant_conv.bias"] = torch.zeros(8)
+    save_file(state, tmp_path / "vae.safetensors")
+    assert require_part(tmp_path / "vae.safetensors", "vae").shape == SHAPES["vae"]
+    state["quant_conv.bias"] = torch.full((8,), 0.1)
+    save_file(state, tmp_path / "vae.safetensors")
+    with pytest.raises(CheckpointError, match=r"quant_conv.bias \[8\] is not the identity"):
+        require_part(tmp_path / "vae.safetensors", "vae")

@@ -113,6 +113,7 @@ def find_part(file: WeightFile, kind: str) -> ModelPart | None:
         except (KeyError, ValueError, IndexError, ZeroDivisionError):
             shape = _DEFAULT[kind]
         _check(file.path, kind, shape, shapes, naming)
+        _check_identity(file, prefix, shapes)
         return ModelPart(kind, file.path, prefix, naming, shape)
     return None
 
@@ -129,7 +130,7 @@ def require_part(path: str | os.PathLike[str], kind: str) -> ModelPart:
             return part
         tops = sorted({name.split(".")[0] for name in file})
         raise CheckpointError(
-            f"{file.path} has no {_WHAT[kind]}: none of its {len(file)} tensors is called "
+            f"{file.path} does not hold {_WHAT[kind]}: none of its {len(file)} tensors is called "
             f"{' or '.join(repr(place[0] + place[2]) for place in _PLACES[kind][:2])}; they start "
             f"with {', '.join(tops[:8])}{' ...' if len(tops) > 8 else ''}"
         )
@@ -204,7 +205,7 @@ def _named(shape: AnyShape, naming: str) -> list[str]:
 
 def _belongs(kind: str, name: str) -> bool:
     if kind == "vae":
-        return name.startswith(("encoder.", "decoder."))
+        return name.startswith(("encoder.", "decoder.")) or name in _QUANT
     if kind == "clip":
         return name.startswith(("vision_model.", "visual_projection.")) and name not in _COUNTERS
     return not name.startswith(("encoder.", "decoder.", "vision_model.", "first_stage_model."))
@@ -237,6 +238,23 @@ def _check(
         f"{'; '.join([*_some(wrong), *_some(missing), *_some(extra), *_unlike(shape)])}"
         f"{_hint(shapes) if kind == 'unet' else ''}"
     )
+
+
+def _check_identity(file: WeightFile, prefix: str, shapes: Mapping[str, Shape]) -> None:
+    """diffusers' extra convolutions are left out, so they must not do anything."""
+    for name in _QUANT:
+        if name not in shapes:
+            continue
+        value = file.read(prefix + name, torch.float32)
+        size = value.shape[0]
+        identity = (
+            torch.eye(size)[..., None, None] if name.endswith("weight") else value.new_zeros(size)
+        )
+        if value.shape != identity.shape or not torch.equal(value, identity):
+            raise CheckpointError(
+                f"{file.path} is not {_WHAT['vae']}: {prefix}{name} {list(value.shape)} is not the "
+                "identity; SVD's autoencoder has no such layer"
+            )
 
 
 def _some(differences: list[str]) -> list[str]:
