@@ -65,7 +65,7 @@ def node(kind, **inputs):
     return {"class_type": kind, "inputs": inputs}
 
 
-def graph(seed: int, steps: int, ours: bool) -> dict:
+def graph(seed: int, steps: int, ours: bool, in_work: int = 0) -> dict:
     """An orbit by our node, or by core's nodes on our conditioning."""
     numbers = {
         "frames": 18,
@@ -87,7 +87,7 @@ def graph(seed: int, steps: int, ours: bool) -> dict:
     if ours:
         widgets = {"steps": steps, "guidance": "constant", "scale": 3.5, "min_scale": 1.0}
         prompt["3"] = node(
-            "V3DSampleOrbit", model=["1", 0], **picture, **widgets, decode_frames=0, **numbers
+            "V3DSampleOrbit", model=["1", 0], **picture, **widgets, decode_frames=in_work, **numbers
         )
         prompt["4"] = node("PreviewImage", images=["3", 0])
         prompt["5"] = node("PreviewAny", source=["3", 2])
@@ -134,14 +134,15 @@ def measure(base: Path, options: list[str], steps: int) -> dict:
         server.wait_until_ready()
         rows: dict = {"options": options, "runs": []}
         pictures = {}
-        for name, seed, ours in (
-            ("cold", 1, True),
-            ("ours", 2, True),
-            ("core", 2, False),
-            ("ours again", 3, True),
-            ("core again", 3, False),
+        for name, seed, ours, in_work in (
+            ("cold", 1, True, 0),
+            ("ours", 2, True, 0),
+            ("core", 2, False, 0),
+            ("ours again", 3, True, 0),
+            ("core again", 3, False, 0),
+            ("ours, 4 in work", 2, True, 4),
         ):
-            run = server.run(graph(seed, steps, ours), timeout_s=300)
+            run = server.run(graph(seed, steps, ours, in_work), timeout_s=300)
             row = {"name": name, "ended": run.ended, "error": run.error[:500]}
             row["seconds"] = seconds_of_nodes(run)
             if run.ended == "execution_success":
@@ -150,10 +151,14 @@ def measure(base: Path, options: list[str], steps: int) -> dict:
                     row["report"] = json.loads(run.outputs["5"]["text"][0])
             rows["runs"].append(row)
             print(json.dumps(row))
-        if {"ours", "core"} <= set(pictures):
-            difference = np.abs(pictures["ours"] - pictures["core"])
-            rows["difference"] = {"max": difference.max(), "mean": difference.mean()}
-            print(rows["difference"])
+        for other in ("core", "ours, 4 in work"):
+            if {"ours", other} <= set(pictures):
+                difference = np.abs(pictures["ours"] - pictures[other])
+                rows[f"difference to {other}"] = {
+                    "max": difference.max(),
+                    "mean": difference.mean(),
+                }
+                print(other, difference.max(), difference.mean())
         rows["log"] = [line for line in server.log.splitlines() if "V3D" in line or "VRAM" in line]
         return rows
     finally:
