@@ -193,7 +193,8 @@ def decode_latents(vae, latents: Tensor, frames_per_slice: int) -> tuple[Tensor,
         return vae.decode(latents), "frame by frame (this VAE has no temporal decoder)"
     count = len(latents)
     whole = decode_bytes(tuple(latents.shape), vae.vae_dtype, frames_per_slice or count)
-    model_management.load_models_gpu([vae.patcher], memory_required=whole)
+    model_management.load_models_gpu([vae.patcher], memory_required=whole, force_full_load=True)
+    _finish_loading(vae, decoder)
     free = vae.patcher.get_free_memory(vae.device)
     plan = plan_decode(latents, vae.vae_dtype, vae.device, frames_per_slice, free)
     while True:
@@ -204,6 +205,17 @@ def decode_latents(vae, latents: Tensor, frames_per_slice: int) -> tuple[Tensor,
         log.warning("out of memory decoding %s; trying %s", plan, smaller)
         model_management.soft_empty_cache()
         plan = smaller
+
+
+def _finish_loading(vae, decoder) -> None:
+    """Bring the decoder's last convolution to the device.
+
+    A host that is told to keep weights in main memory (--novram) leaves it behind: it holds another
+    layer, and only layers without any are cast while they run. Core's VAE Decode fails there.
+    """
+    last = decoder.conv_out
+    if not vae.patcher.is_dynamic() and last.weight.device != vae.device:
+        last.to(vae.device)
 
 
 def _try_decode(vae, decoder, latents: Tensor, plan: DecodePlan) -> Tensor | None:

@@ -76,9 +76,11 @@ def owned(value: _Value, device: torch.device) -> _Value:
 class NodeProgress:
     """v3d_core's `Progress` on the node: bar, picture and a line of text; raises on Cancel."""
 
-    def __init__(self, time_left: bool = False) -> None:
+    def __init__(
+        self, time_left: bool = False, preview_interval_s: float = PREVIEW_INTERVAL_S
+    ) -> None:
         """`time_left` adds steps and seconds left to the text, for work of even steps."""
-        self._time_left = time_left
+        self._time_left, self._preview_interval = time_left, preview_interval_s
         self._started = time.monotonic()
         self._bar: ProgressBar | None = None
         self._next_preview = 0.0
@@ -107,7 +109,7 @@ class NodeProgress:
             return None
         picture = picture_from_tensor(preview())
         cost = time.monotonic() - start
-        self._next_preview = start + max(PREVIEW_INTERVAL_S, cost / PREVIEW_SHARE)
+        self._next_preview = start + max(self._preview_interval, cost / PREVIEW_SHARE)
         return ("JPEG", picture, args.preview_size)
 
 

@@ -33,6 +33,7 @@ from .sockets import V3DViews
 NAME = "V3D Sample Orbit"
 MAX_SEED = 0xFFFFFFFFFFFFFFFF
 SHEET_COLUMNS = 6  # of the preview: 18 frames in three rows
+PREVIEW_INTERVAL_S = 1.0  # each picture makes the device wait, so not too many
 
 
 def _picture_inputs() -> list[io.Input]:
@@ -276,7 +277,7 @@ class OrbitProgress:
     """The node's bar, its picture of the orbit so far, and the figures at the end."""
 
     def __init__(self, model, steps: int) -> None:
-        self._bar, self._steps = NodeProgress(time_left=True), steps
+        self._bar, self._steps = NodeProgress(True, PREVIEW_INTERVAL_S), steps
         self._device = model.load_device
         self._factors = getattr(model.model.latent_format, "latent_rgb_factors", None)
         self._started = self._sampled = time.monotonic()
