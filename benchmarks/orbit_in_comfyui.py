@@ -140,6 +140,8 @@ def measure(base: Path, options: list[str], steps: int) -> dict:
             ("core", 2, False, 0),
             ("ours again", 3, True, 0),
             ("core again", 3, False, 0),
+            ("ours third", 4, True, 0),
+            ("core third", 4, False, 0),
             ("ours, 4 in work", 2, True, 4),
         ):
             run = server.run(graph(seed, steps, ours, in_work), timeout_s=300)
