@@ -7,12 +7,20 @@ from pathlib import Path
 
 import pytest
 
-_spec = importlib.util.spec_from_file_location(
-    "tiny_models", Path(__file__).resolve().parents[1] / "tiny_models.py"
-)
-tiny_models = importlib.util.module_from_spec(_spec)
-sys.modules["tiny_models"] = tiny_models
-_spec.loader.exec_module(tiny_models)
+TESTS = Path(__file__).resolve().parents[1]
+
+
+def _load(name):
+    """A helper of the tests folder, which is on no import path."""
+    spec = importlib.util.spec_from_file_location(name, TESTS / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+tiny_models = _load("tiny_models")
+_load("live_tensors")
 
 
 @pytest.fixture(scope="session")

@@ -193,3 +193,17 @@ def test_diffusers_extra_convolution_may_be_there_only_as_the_identity(tiny, tmp
     save_file(state, tmp_path / "vae.safetensors")
     with pytest.raises(CheckpointError, match=r"quant_conv.bias \[8\] is not the identity"):
         require_part(tmp_path / "vae.safetensors", "vae")
+
+
+def test_channels_must_split_into_heads_only_where_there_is_attention(tmp_path):
+    shape = UNetShape(32, (1, 2), (False, True), 1, context_channels=96)
+    path = write(
+        tmp_path, {f"diffusion_model.{n}": s for n, s in part_layout(shape, "sgm").items()}
+    )
+    assert require_part(path, "unet").shape == shape
+    shape = UNetShape(32, (1, 2), (True, True), 1, context_channels=96)
+    path = write(
+        tmp_path, {f"diffusion_model.{n}": s for n, s in part_layout(shape, "sgm").items()}
+    )
+    with pytest.raises(CheckpointError, match="32 channels do not split into heads of 64"):
+        require_part(path, "unet")

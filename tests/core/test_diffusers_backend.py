@@ -1,9 +1,8 @@
 """The orbit on diffusers' networks: equal to its own scheduler, repeatable, stoppable, in slices."""
 
-import gc
-
 import pytest
 import torch
+from live_tensors import live_tensor_bytes
 from tiny_models import SIZE, picture
 
 from v3d_core.diffusion.conditioning import LATENT_SCALE, ConditioningConfig
@@ -174,16 +173,6 @@ def test_plans_take_everything_that_fits_and_shrink_with_memory():
 
 
 # --- stopping -------------------------------------------------------------------------------------
-
-
-def live_tensor_bytes() -> int:
-    gc.collect()
-    storages = {}
-    for thing in gc.get_objects():
-        if isinstance(thing, torch.Tensor):
-            storage = thing.untyped_storage()
-            storages[storage.data_ptr()] = storage.nbytes()
-    return sum(storages.values())
 
 
 class Stop(BaseException):

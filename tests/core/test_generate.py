@@ -1,8 +1,6 @@
 """Orbits on disk: each picture by itself, complete or not at all, and never made twice."""
 
-import contextlib
 import dataclasses
-import gc
 import json
 import os
 from contextlib import contextmanager
@@ -11,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 import tiny_models
 import torch
+from live_tensors import live_tensor_bytes
 from PIL import Image
 
 from v3d_core import generate
@@ -374,18 +373,6 @@ def test_without_rembg_the_error_says_what_would_help(drawn, tmp_path, monkeypat
 # Cancelling
 
 
-def tensor_bytes():
-    """Bytes of all storages that living tensors use."""
-    gc.collect()
-    storages = {}
-    for thing in gc.get_objects():
-        with contextlib.suppress(ReferenceError):
-            if issubclass(type(thing), torch.Tensor) and thing.device.type == "cpu":
-                storage = thing.untyped_storage()
-                storages[storage.data_ptr()] = storage.nbytes()
-    return sum(storages.values())
-
-
 def cancelled_at(when):
     """A bar that raises, as Ctrl-C does, at the first report for which `when` holds."""
 
@@ -412,9 +399,9 @@ def test_cancel_leaves_no_folder_and_no_memory(source, pictures, tmp_path, text)
             return True
         return False
 
-    before = tensor_bytes()
+    before = live_tensor_bytes()
     assert run()
-    assert tensor_bytes() == before
+    assert live_tensor_bytes() == before
     assert [*(tmp_path / "out").iterdir()] == []
 
 

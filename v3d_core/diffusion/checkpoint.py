@@ -277,10 +277,15 @@ def _unlike(shape: AnyShape) -> list[str]:
             found.append(
                 f"its vector has {shape.vector_channels} values, not {SVD_VECTOR_CHANNELS}"
             )
-        if shape.model_channels % HEAD_CHANNELS:
-            found.append(f"its {shape.model_channels} channels do not split into heads of 64")
+        widths = [shape.model_channels * mult for mult in shape.channel_mult]
+        attending = [width for width, has in zip(widths, shape.attention, strict=True) if has]
+        odd = [w for w in {*attending, *widths[-1:]} if w % HEAD_CHANNELS]  # the middle attends too
+        if odd:
+            found.append(f"its {odd[0]} channels do not split into heads of {HEAD_CHANNELS}")
     if isinstance(shape, ClipShape) and shape.width % CLIP_HEAD_CHANNELS:
-        found.append(f"its {shape.width} channels do not split into ViT-H's heads of 80")
+        found.append(
+            f"its {shape.width} channels do not split into ViT-H's heads of {CLIP_HEAD_CHANNELS}"
+        )
     return found
 
 

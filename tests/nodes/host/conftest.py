@@ -32,6 +32,7 @@ if "comfy.cli_args" not in sys.modules:
     scenes = _load("scenes", HERE / "scenes.py")
     _load("prompts", HERE / "prompts.py")
     tiny_models = _load("tiny_models", REPOSITORY / "tests" / "tiny_models.py")
+    _load("live_tensors", REPOSITORY / "tests" / "live_tensors.py")
     # the way ComfyUI loads a pack: from its folder, under a made-up name
     _load(scenes.PACK, REPOSITORY / "__init__.py", submodule_search_locations=[str(REPOSITORY)])
 

@@ -1,6 +1,5 @@
 """V3D's numerics on the host's own MODEL, CLIP_VISION and VAE, beside core's nodes and diffusers."""
 
-import gc
 import json
 import os
 import types
@@ -12,6 +11,7 @@ import comfy.sd
 import folder_paths
 import pytest
 import torch
+from live_tensors import live_tensor_bytes
 from scenes import pack
 from tiny_models import SIZE, picture, tiny_shapes, write_models
 
@@ -383,6 +383,17 @@ def test_an_image_encoder_of_another_width_is_refused_with_both_numbers(loaded, 
         execute_sampler(loaded[0], clip, loaded[2])
 
 
+def test_a_checkpoint_that_core_saved_loads_by_itself(loaded, condition, tmp_path, monkeypatch):
+    model, clip, vae = loaded
+    comfy.sd.save_checkpoint(
+        str(tmp_path / "saved.safetensors"), model, vae=vae, clip_vision=clip, metadata={}
+    )
+    use_as_checkpoints(tmp_path, monkeypatch)
+    again = load_model("saved.safetensors", "auto")
+    ours = execute_sampler(*loaded).args[0]
+    assert torch.equal(execute_sampler(*again).args[0], ours)
+
+
 @pytest.mark.parametrize("vae", ["auto", "svd_xt.safetensors"])
 def test_the_loader_takes_companions_by_name_or_finds_them(checkpoints, vae, loaded, condition):
     first = load_model(clip_vision="auto", vae=vae)
@@ -466,16 +477,6 @@ def test_a_changed_file_is_loaded_again(checkpoints, files):
 
 
 # --- stopping ------------------------------------------------------------------------------------
-
-
-def live_tensor_bytes():
-    gc.collect()
-    storages = {}
-    for thing in gc.get_objects():
-        if isinstance(thing, torch.Tensor):
-            storage = thing.untyped_storage()
-            storages[storage.data_ptr()] = storage.nbytes()
-    return sum(storages.values())
 
 
 @pytest.mark.parametrize(("stage", "decode_frames"), [("sampling", 0), ("whole", 0), ("slices", 4)])
