@@ -48,6 +48,7 @@ class ComfyServer:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
         self.log_path = base / "server.log"
+        self.start_log = ""  # what it printed until it was ready
         options = [device, *options, "--listen", "127.0.0.1", "--port", str(self.port)]
         options += ["--disable-api-nodes", "--base-directory", str(base)]
         options += ["--database-url", f"sqlite:///{base / 'comfyui.db'}"]
@@ -73,6 +74,7 @@ class ComfyServer:
                 break
             try:
                 self.get("/system_stats")
+                self.start_log = self.log
                 return
             except OSError:
                 time.sleep(0.3)

@@ -96,13 +96,13 @@ def test_all_frames_are_pictured_while_they_are_sampled(server):
 
 @pytest.mark.parametrize(("stage", "decode_frames"), [("sampling", 0), ("whole", 0), ("slices", 3)])
 def test_cancel_stops_within_a_second_and_the_server_works_on(server, stage, decode_frames):
-    """At 320 px one evaluation and the decode take seconds each on a CPU."""
+    """At 256 px one evaluation and the decode take seconds each on a CPU."""
     steps = 200 if stage == "sampling" else 1
 
     def well_under_way(kind, data):
         return kind == "progress" and data.get("node") == "4" and data["value"] >= 1
 
-    graph = orbit_graph(320, seed=steps + decode_frames, steps=steps, decode_frames=decode_frames)
+    graph = orbit_graph(256, seed=steps + decode_frames, steps=steps, decode_frames=decode_frames)
     run = server.run(graph, interrupt_when=well_under_way)
     assert run.ended == "execution_interrupted", run.error
     assert run.seconds_to_stop() < 1.0

@@ -76,9 +76,9 @@ def render(splat, camera, frames=1, size=256):
 
 def test_the_log_has_no_failed_import_and_no_traceback(server, object_info):
     del object_info
-    assert "IMPORT FAILED" not in server.log
-    assert "Traceback" not in server.log
-    assert "ComfyUI-V3D" in server.log
+    assert "IMPORT FAILED" not in server.start_log
+    assert "Traceback" not in server.start_log
+    assert "ComfyUI-V3D" in server.start_log
 
 
 @pytest.mark.parametrize("name", NODES)
