@@ -135,12 +135,12 @@ def _resampling_weights(source: int, target: int) -> Tensor:  # [target, source]
     weights = torch.zeros(target, source, dtype=torch.float64)
     for tap in range(4):
         index = first + tap
-        value = _keys_kernel((centre - index).abs())
+        value = keys_kernel((centre - index).abs())
         weights.scatter_add_(1, index.clamp(0, source - 1)[:, None], value[:, None])
     return weights / weights.sum(1, keepdim=True)
 
 
-def _keys_kernel(x: Tensor) -> Tensor:
+def keys_kernel(x: Tensor) -> Tensor:
     a = BICUBIC_A
     near = ((a + 2) * x - (a + 3)) * x * x + 1
     far = ((a * x - 5 * a) * x + 8 * a) * x - 4 * a

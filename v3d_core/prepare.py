@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .cutout import cut_out, straight_colours
-from .images import _keys_kernel, composite, premultiply, unpremultiply
+from .images import keys_kernel, composite, premultiply, unpremultiply
 from .keying import key_uniform_background
 
 SIZE_STEP = 64  # px: 8 per pixel of the latent, which the network halves three times
@@ -190,5 +190,5 @@ def _placement_weights(source: int, size: int, centre: float, scale: float) -> T
         overlap = torch.minimum(low + 1 / scale, left + 1) - torch.maximum(low, left)
         weights = overlap.clamp_min(0) * scale
     else:
-        weights = _keys_kernel((low + 0.5 / scale - left - 0.5).abs())
+        weights = keys_kernel((low + 0.5 / scale - left - 0.5).abs())
     return weights.float()
