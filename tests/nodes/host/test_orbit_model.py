@@ -11,6 +11,7 @@ import comfy.sd
 import folder_paths
 import pytest
 import torch
+from comfy_api.torch_helpers import set_torch_compile_wrapper
 from live_tensors import live_tensor_bytes
 from scenes import pack
 from tiny_models import SIZE, picture, tiny_shapes, write_models
@@ -280,6 +281,23 @@ def test_weights_kept_off_the_device_give_the_same_orbit(loaded, condition):
     assert model.model.model_lowvram
     assert any(getattr(m, "comfy_cast_weights", False) for m in model.model.modules())
     torch.testing.assert_close(sample(model, condition, steps=2), before, rtol=0, atol=1e-4)
+
+
+def test_a_model_that_core_compiles_gives_the_same_orbit(loaded, condition, monkeypatch):
+    """core's Torch Compile Model; its graph must not meet hooks of ours."""
+    host, seen = pack("nodes.host_diffusion"), []
+    hooks = host.interruptible
+    monkeypatch.setattr(
+        host, "interruptible", lambda network, check: seen.append(1) or hooks(network, check)
+    )
+    before = sample(loaded[0], condition, steps=1)
+    assert seen == [1]
+    model = loaded[0].clone()
+    # one small part: tracing the whole network takes 40 s here, and gives the same
+    set_torch_compile_wrapper(model, backend="eager", keys=["diffusion_model.time_embed"])
+    assert_close_to_the_range(sample(model, condition, steps=1), before)
+    assert seen == [1]
+    torch._dynamo.reset()
 
 
 def test_the_hosts_guidance_patches_stay_in_force(loaded, condition):
