@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .cutout import cut_out, straight_colours
-from .images import keys_kernel, composite, premultiply, unpremultiply
+from .images import composite, keys_kernel, premultiply, unpremultiply
 from .keying import key_uniform_background
 
 SIZE_STEP = 64  # px: 8 per pixel of the latent, which the network halves three times

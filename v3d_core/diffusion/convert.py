@@ -23,9 +23,15 @@ from ..formats.atomic import atomic_folder
 from ..formats.weights import WeightsError, open_weights, write_safetensors
 from ..progress import Progress, silent
 from .checkpoint import ModelPart, part_layout, require_part, stream_part
-from .conditioning import CLIP_MEAN, CLIP_STD, LATENT_SCALE, ConditioningConfig
+from .conditioning import CLIP_MEAN, CLIP_STD
+from .diffusers_configs import (
+    identity_quant_conv,
+    image_encoder_settings,
+    unet_settings,
+    vae_settings,
+)
 from .edm import SamplerConfig
-from .layout import HEAD_CHANNELS, ClipShape, UNetShape, VaeShape
+from .layout import ClipShape, UNetShape, VaeShape
 from .model_files import ModelParts
 
 DIFFUSERS_VERSION = "0.30.0"  # the oldest that v3d supports; newer ones read its configurations
@@ -209,14 +215,7 @@ def _diffusers_tensors(part: ModelPart, dtype: torch.dtype) -> Iterator[tuple[st
 
 
 def _added_tensors(part: ModelPart) -> dict[str, Tensor]:
-    """diffusers' autoencoder has one convolution more than SVD's: the identity."""
-    if not isinstance(part.shape, VaeShape):
-        return {}
-    size = 2 * part.shape.latent_channels
-    return {
-        "quant_conv.weight": torch.eye(size)[..., None, None],
-        "quant_conv.bias": torch.zeros(size),
-    }
+    return identity_quant_conv(part.shape) if isinstance(part.shape, VaeShape) else {}
 
 
 def _refuse_foreign_weights(out: Path) -> None:
@@ -253,9 +252,16 @@ def _documents(parts: ModelParts) -> dict[str, dict[str, Any]]:
             "unet": ["diffusers", "UNetSpatioTemporalConditionModel"],
             "vae": ["diffusers", "AutoencoderKLTemporalDecoder"],
         },
-        "unet/config.json": _unet_config(unet),
-        "vae/config.json": _vae_config(vae),
-        "image_encoder/config.json": _image_encoder_config(clip),
+        "unet/config.json": {
+            **_class("UNetSpatioTemporalConditionModel"),
+            **unet_settings(unet),
+        },
+        "vae/config.json": {**_class("AutoencoderKLTemporalDecoder"), **vae_settings(vae)},
+        "image_encoder/config.json": {
+            "architectures": ["CLIPVisionModelWithProjection"],
+            "model_type": "clip_vision_model",
+            **image_encoder_settings(clip),
+        },
         "feature_extractor/preprocessor_config.json": _feature_extractor_config(clip),
         "scheduler/scheduler_config.json": _scheduler_config(),
     }
@@ -263,60 +269,6 @@ def _documents(parts: ModelParts) -> dict[str, dict[str, Any]]:
 
 def _class(name: str) -> dict[str, Any]:
     return {"_class_name": name, "_diffusers_version": DIFFUSERS_VERSION}
-
-
-def _unet_config(shape: UNetShape) -> dict[str, Any]:
-    widths = [shape.model_channels * mult for mult in shape.channel_mult]
-    down = ("DownBlockSpatioTemporal", "CrossAttnDownBlockSpatioTemporal")
-    up = ("UpBlockSpatioTemporal", "CrossAttnUpBlockSpatioTemporal")
-    return {
-        **_class("UNetSpatioTemporalConditionModel"),
-        "addition_time_embed_dim": shape.vector_channels // 3,
-        "block_out_channels": widths,
-        "cross_attention_dim": shape.context_channels,
-        "down_block_types": [down[has] for has in shape.attention],
-        "in_channels": shape.in_channels,
-        "layers_per_block": shape.res_blocks,
-        "num_attention_heads": [width // HEAD_CHANNELS for width in widths],
-        "num_frames": ConditioningConfig().num_frames,
-        "out_channels": shape.out_channels,
-        "projection_class_embeddings_input_dim": shape.vector_channels,
-        "sample_size": None,
-        "transformer_layers_per_block": 1,
-        "up_block_types": [up[has] for has in reversed(shape.attention)],
-    }
-
-
-def _vae_config(shape: VaeShape) -> dict[str, Any]:
-    return {
-        **_class("AutoencoderKLTemporalDecoder"),
-        "block_out_channels": [shape.channels * mult for mult in shape.channel_mult],
-        "down_block_types": ["DownEncoderBlock2D"] * len(shape.channel_mult),
-        "force_upcast": True,  # the encoder overflows in float16
-        "in_channels": 3,
-        "latent_channels": shape.latent_channels,
-        "layers_per_block": shape.res_blocks,
-        "out_channels": 3,
-        "scaling_factor": LATENT_SCALE,
-    }
-
-
-def _image_encoder_config(shape: ClipShape) -> dict[str, Any]:
-    return {
-        "architectures": ["CLIPVisionModelWithProjection"],
-        "attention_dropout": 0.0,
-        "hidden_act": "gelu",  # OpenCLIP ViT-H/14
-        "hidden_size": shape.width,
-        "image_size": shape.image_size,
-        "intermediate_size": shape.mlp_width,
-        "layer_norm_eps": 1e-05,
-        "model_type": "clip_vision_model",
-        "num_attention_heads": shape.heads,
-        "num_channels": 3,
-        "num_hidden_layers": shape.layers,
-        "patch_size": shape.patch_size,
-        "projection_dim": shape.projection,
-    }
 
 
 def _feature_extractor_config(shape: ClipShape) -> dict[str, Any]:

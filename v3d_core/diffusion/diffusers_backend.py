@@ -27,10 +27,16 @@ from .conditioning import (
 )
 from .decode import decode_in_slices, diffusers_decoder_layers
 from .decode_memory import DecodePlan, plan_decode
+from .diffusers_configs import (
+    identity_quant_conv,
+    image_encoder_settings,
+    unet_settings,
+    vae_settings,
+)
 from .edm import v_scalings
 from .guidance import Guidance, guide
 from .interrupt import interruptible
-from .layout import HEAD_CHANNELS, ClipShape, UNetShape, VaeShape
+from .layout import ClipShape, UNetShape, VaeShape
 from .model_files import ModelParts
 from .sampler import Denoiser
 
@@ -212,7 +218,7 @@ def load_diffusers_model(
     for network, part in zip(networks, (parts.unet, parts.vae, parts.clip), strict=True):
         state = read_part(part, "diffusers", torch.float32 if part.kind == "vae" else dtype)
         if part.kind == "vae":
-            state |= identity_quant_conv(vae.latent_channels)
+            state |= identity_quant_conv(vae)
         network.load_state_dict(state, strict=True, assign=True)
         network.eval().requires_grad_(False)
     networks[1].decoder.to(dtype)
@@ -224,23 +230,8 @@ def load_diffusers_model(
 
 def build_unet(shape: UNetShape) -> Any:
     """diffusers' UNet of these widths, without weights (on the meta device)."""
-    widths = tuple(shape.model_channels * mult for mult in shape.channel_mult)
-    down = ("CrossAttnDownBlockSpatioTemporal", "DownBlockSpatioTemporal")
-    up = ("CrossAttnUpBlockSpatioTemporal", "UpBlockSpatioTemporal")
     with torch.device("meta"):
-        unet = load("diffusers").UNetSpatioTemporalConditionModel(
-            in_channels=shape.in_channels,
-            out_channels=shape.out_channels,
-            down_block_types=tuple(down[not has] for has in shape.attention),
-            up_block_types=tuple(up[not has] for has in reversed(shape.attention)),
-            block_out_channels=widths,
-            layers_per_block=shape.res_blocks,
-            cross_attention_dim=shape.context_channels,
-            num_attention_heads=tuple(width // HEAD_CHANNELS for width in widths),
-            addition_time_embed_dim=shape.vector_channels // 3,
-            projection_class_embeddings_input_dim=shape.vector_channels,
-            num_frames=18,
-        )
+        unet = load("diffusers").UNetSpatioTemporalConditionModel(**unet_settings(shape))
     for block in unet.modules():
         if type(block).__name__ in ("ResnetBlock2D", "TemporalResnetBlock"):
             block.norm1.eps = block.norm2.eps = NORM_EPS
@@ -250,39 +241,16 @@ def build_unet(shape: UNetShape) -> Any:
 def build_vae(shape: VaeShape) -> Any:
     """diffusers' autoencoder of these widths, without weights."""
     with torch.device("meta"):
-        return load("diffusers").AutoencoderKLTemporalDecoder(
-            block_out_channels=tuple(shape.channels * mult for mult in shape.channel_mult),
-            down_block_types=("DownEncoderBlock2D",) * len(shape.channel_mult),
-            layers_per_block=shape.res_blocks,
-            latent_channels=shape.latent_channels,
-        )
+        return load("diffusers").AutoencoderKLTemporalDecoder(**vae_settings(shape))
 
 
 def build_image_encoder(shape: ClipShape) -> Any:
     """transformers' image encoder of these widths, without weights."""
     transformers = load("transformers")
-    config = transformers.CLIPVisionConfig(
-        hidden_size=shape.width,
-        intermediate_size=shape.mlp_width,
-        num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads,
-        patch_size=shape.patch_size,
-        image_size=shape.image_size,
-        projection_dim=shape.projection,
-        hidden_act="gelu",  # OpenCLIP ViT-H/14
-    )
+    config = transformers.CLIPVisionConfig(**image_encoder_settings(shape))
     with torch.device("meta"):
         network = transformers.CLIPVisionModelWithProjection(config)
     embeddings = network.vision_model.embeddings
     if embeddings.position_ids.is_meta:  # numbers 0, 1, 2, ...; no weight file has them
         embeddings.position_ids = torch.arange(embeddings.num_positions)[None]
     return network
-
-
-def identity_quant_conv(latent_channels: int) -> dict[str, Tensor]:
-    """The convolution that diffusers has after its encoder and SVD's has not."""
-    size = 2 * latent_channels
-    return {
-        "quant_conv.weight": torch.eye(size)[..., None, None],
-        "quant_conv.bias": torch.zeros(size),
-    }
