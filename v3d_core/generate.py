@@ -36,6 +36,7 @@ from .structures import Cameras
 
 logger = logging.getLogger(__name__)
 
+REPORT_NAME = "orbit.json"  # not report.json: `v3d reconstruct DIR --out DIR` writes that
 ORBIT_VIDEO_FPS = 6  # pictures per second: V3D's 18 take 3 s, as long as the turntable
 LARGEST_SEED = 2**64 - 1  # of torch's generators
 BAD_INPUT = (ValueError, FileNotFoundError, NotADirectoryError)  # what the user can mend
@@ -100,7 +101,7 @@ class PictureOutcome:
         kind: "made", "kept" (the folder had this very orbit already), or "failed".
         text: Why it failed, or what was replaced.
         bad_input: Whether a failure is the input's.
-        report: What stands in report.json; empty when it failed.
+        report: What stands in orbit.json; empty when it failed.
     """
 
     job: PictureJob
@@ -296,7 +297,7 @@ def _write_orbit(
                 "notes": list(prepared.notes),
                 "warnings": warnings,
             }
-            write_report(staging / "report.json", report)
+            write_report(staging / REPORT_NAME, report)
     except BaseException:
         if fresh:
             with suppress(OSError):
@@ -352,7 +353,7 @@ def _sha256(path: Path) -> str:
 def _earlier_report(folder: Path) -> dict[str, Any]:
     """The report in a folder, or nothing if there is none that can be read."""
     try:
-        report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+        report = json.loads((folder / REPORT_NAME).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return {}
     return report if isinstance(report, dict) else {}

@@ -488,7 +488,7 @@ def test_some_failures_end_with_1_and_all_bad_input_with_2(picture, drawn_model,
     out = ("--out", tmp_path / "out")
     code, error = fails(capsys, "sample", tmp_path / "empty.png", picture, *out)
     assert code == cli.EXIT_FAILURE and "empty.png: empty mask" in error
-    assert (tmp_path / "out" / "thing" / "report.json").exists()
+    assert (tmp_path / "out" / "thing" / "orbit.json").exists()
     code, error = fails(capsys, "sample", tmp_path / "empty.png", tmp_path / "no.png", *out)
     assert code == cli.EXIT_BAD_INPUT and "no.png" in error
 
@@ -501,11 +501,11 @@ def test_image_to_3d_goes_all_the_way(picture, drawn_model, tmp_path, capsys):
     assert report["fit_settings"]["seed"] == report["options"]["seed"] == 3
     assert len(read_splat_ply(out / "splat.ply")) == report["splats"] > 0
     assert report["views"]["count"] == len([*(out / "orbit").glob("r_*.png")]) == 18
-    orbit = json.loads((out / "orbit" / "report.json").read_text(encoding="utf-8"))
+    orbit = json.loads((out / "orbit" / "orbit.json").read_text(encoding="utf-8"))
     assert orbit["seed"] == 3 and orbit["picture"] == "thing.png"
-    before = (out / "orbit" / "report.json").stat().st_mtime_ns
+    before = (out / "orbit" / "orbit.json").stat().st_mtime_ns
     assert cli.main([*arguments, "--device", "cpu", "--preset", "draft"]) == 0
-    assert (out / "orbit" / "report.json").stat().st_mtime_ns == before
+    assert (out / "orbit" / "orbit.json").stat().st_mtime_ns == before
     assert "there already" in capsys.readouterr().out
 
 

@@ -138,11 +138,11 @@ def test_another_seed_gives_another_orbit(source, pictures, tmp_path):
 def test_a_folder_has_frames_cameras_video_and_report(drawn, pictures, tmp_path):
     (outcome,) = sample(plan_jobs(pictures[:1], tmp_path), drawn, seed=7)
     folder = tmp_path / "a"
-    report = json.loads((folder / "report.json").read_text())
+    report = json.loads((folder / "orbit.json").read_text())
     assert report == json.loads(json.dumps(outcome.report))
-    expected = {"prepared.png", "orbit.mp4", "transforms.json", "report.json"}
+    expected = {"prepared.png", "orbit.mp4", "transforms.json", "orbit.json"}
     expected |= {f"r_{index:03d}.png" for index in range(FRAMES)}
-    assert {path.name for path in folder.iterdir()} == expected == {*report["files"], "report.json"}
+    assert {path.name for path in folder.iterdir()} == expected == {*report["files"], "orbit.json"}
     assert report["seed"] == 7 and report["settings"]["sampler"]["steps"] == 2
     assert report["model"]["files"]["unet"]["bytes"] == drawn.parts.unet.path.stat().st_size
     assert report["seconds"]["total"] > 0 and report["peak_memory"]["resident_mib"] > 50
@@ -238,7 +238,7 @@ def test_whatever_changes_an_orbit_makes_it_again(drawn, tiny, tmp_path, change)
     elif change == "lost frame":
         (job.folder / "r_001.png").unlink()
     elif change == "damaged report":
-        (job.folder / "report.json").write_text("{ half")
+        (job.folder / "orbit.json").write_text("{ half")
     elif change == "mask":
         Image.new("L", (40, 40), 255).save(tmp_path / "mask.png")
         job = dataclasses.replace(job, mask=tmp_path / "mask.png")
