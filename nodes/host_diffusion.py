@@ -21,7 +21,11 @@ from ..v3d_core.diffusion.conditioning import (
     clip_pixels,
     latent_from_moments,
 )
-from ..v3d_core.diffusion.decode import decode_in_slices, sgm_decoder_layers
+from ..v3d_core.diffusion.decode import (
+    decode_in_chunks,
+    decode_in_slices,
+    sgm_decoder_layers,
+)
 from ..v3d_core.diffusion.decode_memory import DecodePlan, decode_bytes, plan_decode
 from ..v3d_core.diffusion.edm import SamplerConfig, initial_noise
 from ..v3d_core.diffusion.guidance import Guidance, guide
@@ -186,7 +190,8 @@ def decode_latents(vae, latents: Tensor, frames_per_slice: int) -> tuple[Tensor,
     """Frames [T, H, W, 3] of raw latents, all decoded together, and a word on how.
 
     Works like the host's decode (loads the VAE, frees other models), but never cuts the orbit into
-    chunks that do not know of each other.
+    chunks that do not know of each other. Only where memory is too short even for one frame in work
+    does it blend overlapping chunks, with a warning: what was sampled is not lost.
     """
     decoder = getattr(vae.first_stage_model, "decoder", None)
     if not isinstance(decoder, VideoDecoder) or decoder.time_mode != "conv-only":
@@ -197,14 +202,14 @@ def decode_latents(vae, latents: Tensor, frames_per_slice: int) -> tuple[Tensor,
     _finish_loading(vae, decoder)
     free = vae.patcher.get_free_memory(vae.device)
     plan = plan_decode(latents, vae.vae_dtype, vae.device, frames_per_slice, free)
-    while True:
-        frames = _try_decode(vae, decoder, latents, plan)
-        if frames is not None:
-            return frames, str(plan)
-        smaller = DecodePlan(min(plan.frames_per_slice, count) // 2, count)
+    while (frames := _try_decode(vae, decoder, latents, plan)) is None:
+        smaller = plan.smaller()
         log.warning("out of memory decoding %s; trying %s", plan, smaller)
         model_management.soft_empty_cache()
-        plan = smaller
+        plan = smaller or plan
+    if not plan.together:
+        log.warning("decoded %s: frames differ slightly from those of a larger device", plan)
+    return frames, str(plan)
 
 
 def _finish_loading(vae, decoder) -> None:
@@ -224,15 +229,16 @@ def _try_decode(vae, decoder, latents: Tensor, plan: DecodePlan) -> Tensor | Non
     try:
         with model_management.cuda_device_context(vae.device):
             z = latents.to(vae.device, vae.vae_dtype)
-            if plan.whole:
-                with interruptible(decoder, check):
-                    pictures = vae.first_stage_model.decode(z)
-            else:
+            if plan.together and not plan.whole:
                 layers = sgm_decoder_layers(decoder)
-                pictures = decode_in_slices(layers, z, plan.frames_per_slice, check)
+                pictures = decode_in_slices(layers, z, plan.frames, check)
+            else:
+                decode = vae.first_stage_model.decode
+                with interruptible(decoder, check):
+                    pictures = decode(z) if plan.whole else decode_in_chunks(decode, z, plan.frames)
             pictures = pictures.to(vae.output_device, torch.float32, copy=True)
     except Exception as error:
-        if not model_management.is_oom(error) or plan.frames_per_slice < 2:
+        if not model_management.is_oom(error) or plan.smaller() is None:
             raise
         return None
     return vae.process_output(pictures).movedim(1, -1)

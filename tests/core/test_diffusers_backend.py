@@ -6,7 +6,11 @@ from live_tensors import live_tensor_bytes
 from tiny_models import SIZE, picture
 
 from v3d_core.diffusion.conditioning import LATENT_SCALE, ConditioningConfig
-from v3d_core.diffusion.decode import decode_in_slices, diffusers_decoder_layers
+from v3d_core.diffusion.decode import (
+    decode_in_chunks,
+    decode_in_slices,
+    diffusers_decoder_layers,
+)
 from v3d_core.diffusion.decode_memory import DecodePlan, decode_bytes, plan_decode
 from v3d_core.diffusion.edm import SamplerConfig, initial_noise
 from v3d_core.diffusion.guidance import Guidance
@@ -161,16 +165,79 @@ def test_slicing_keeps_to_its_share_of_frames_and_rows(model, latents):
 def test_plans_take_everything_that_fits_and_shrink_with_memory():
     z = torch.empty(18, 4, 64, 64)
     whole = decode_bytes(tuple(z.shape), torch.float16, 18)
-    sizes = [
-        plan_decode(z, torch.float16, CPU, 0, int(whole * share)).frames_per_slice
-        for share in (2.0, 1.2, 1.0, 0.8, 0.6, 0.1)
+    plans = [
+        plan_decode(z, torch.float16, CPU, 0, int(whole * share))
+        for share in (2.0, 1.2, 1.09, 0.7, 0.48, 0.3, 0.0)
     ]
-    assert sizes[:2] == [18, 18] and sizes[2] < 18
-    assert sizes == sorted(sizes, reverse=True) and sizes[-1] == 1
+    assert [plan.frames for plan in plans] == [18, 18, 9, 4, 1, 4, 2]
+    assert [plan.together for plan in plans] == [True] * 5 + [False] * 2
     assert plan_decode(z, torch.float16, CPU, 4, 10**15) == DecodePlan(4, 18)
     assert plan_decode(z, torch.float16, CPU, 99, 0).whole
     with pytest.raises(ValueError, match="-1"):
         plan_decode(z, torch.float16, CPU, -1)
+
+
+def test_plans_shrink_step_by_step_to_two_frames_that_have_each_other():
+    plan, steps = DecodePlan(18, 18), []
+    while plan is not None:
+        steps.append((plan.frames, plan.together))
+        plan = plan.smaller()
+    together = [(18, True), (9, True), (4, True), (2, True), (1, True)]
+    assert steps == [*together, (8, False), (4, False), (2, False)]
+    assert DecodePlan(1, 2).smaller() is None  # no chunk is smaller than that orbit
+
+
+def test_running_out_of_memory_tries_less_before_it_gives_up(model, latents, monkeypatch, caplog):
+    from v3d_core.diffusion import diffusers_backend
+
+    def fail(*arguments):
+        raise torch.OutOfMemoryError("planted")
+
+    monkeypatch.setattr(diffusers_backend, "decode_in_slices", fail)
+    pictures, plan = model.decode(latents, 4)
+    assert plan == DecodePlan(8, 18, together=False)
+    assert "out of memory" in caplog.text and pictures.shape == (18, SIZE, SIZE, 3)
+    monkeypatch.setattr(diffusers_backend, "decode_in_chunks", fail)
+    with pytest.raises(torch.OutOfMemoryError):
+        model.decode(latents, 4)
+
+
+def decoder_of(model):
+    def decode(z):
+        return model.vae.decoder(z, torch.zeros(1, len(z)), len(z))
+
+    return decode
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize(("frames", "stride"), [(6, 3), (4, 2), (12, 6)])
+def test_chunks_wrap_around_the_orbit_so_that_no_place_in_it_is_special(
+    model, latents, frames, stride
+):
+    decode = decoder_of(model)
+    pictures = decode_in_chunks(decode, latents, frames)
+    rolled = decode_in_chunks(decode, latents.roll(stride, 0), frames)
+    torch.testing.assert_close(rolled, pictures.roll(stride, 0), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("frames", [1, 2, 5, 8, 18, 30])
+def test_chunks_of_a_decoder_without_time_are_exact(latents, frames):
+    pictures = decode_in_chunks(lambda z: z[:, :3] * 2, latents, frames)
+    torch.testing.assert_close(pictures, latents[:, :3] * 2)
+
+
+@torch.inference_mode()
+def test_blended_chunks_come_nearer_to_the_whole_than_chunks_set_side_by_side(model):
+    turn = torch.arange(FRAMES) * 2 * torch.pi / FRAMES
+    waves = torch.randn(4, 4, LATENT, LATENT, generator=torch.Generator().manual_seed(2))
+    smooth = sum(
+        3 * torch.cos(turn * (k % 2 + 1) + k)[:, None, None, None] * w for k, w in enumerate(waves)
+    )
+    decode, middle = decoder_of(model), slice(3, FRAMES - 3)  # the whole decode has ends itself
+    whole = decode(smooth)[middle]
+    blended = decode_in_chunks(decode, smooth, 8)[middle]
+    side_by_side = torch.cat([decode(smooth[i : i + 6]) for i in range(0, FRAMES, 6)])[middle]
+    assert (blended - whole).square().mean() < 0.3 * (side_by_side - whole).square().mean()
 
 
 # --- stopping -------------------------------------------------------------------------------------

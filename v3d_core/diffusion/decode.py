@@ -4,7 +4,8 @@ SVD's decoder mixes neighbouring frames in every block, so frames decoded in sep
 from frames decoded together: they flicker at the borders. Its layers, though, each work either
 within a frame or along time at one pixel. `decode_in_slices` therefore keeps all frames together
 and cuts the *work* of a layer instead: frame by frame where it is spatial, row by row where it runs
-along time. The pictures are those of the whole decode, up to rounding.
+along time. The pictures are those of the whole decode, up to rounding. `decode_in_chunks` is for
+devices that cannot even do that.
 """
 
 from __future__ import annotations
@@ -125,6 +126,48 @@ def _rows(x: Tensor, share: float) -> Iterator[slice]:
 
 def _time_axis(x: Tensor) -> Tensor:  # [T, C, h, w] -> [1, C, T, h, w], a view
     return x.transpose(0, 1)[None]
+
+
+def decode_in_chunks(
+    decode: FrameLayer,
+    latents: Tensor,  # [T, 4, h, w]
+    frames: int,
+    check: Check | None = None,
+) -> Tensor:  # [T, 3, 8h, 8w]
+    """Decode overlapping chunks of a closed orbit and blend them: little memory, nearly the frames.
+
+    Chunks overlap by half and wrap around from the last frame to the first, so no frame stands at
+    an end for good. A frame counts by the square of its distance from its chunk's ends, where
+    neighbours are missing.
+
+    Args:
+        decode: The decoder on some neighbouring frames. [n, 4, h, w] -> [n, 3, 8h, 8w]
+        latents: Raw latents of one turn. [T, 4, h, w]
+        frames: Frames in a chunk.
+        check: Called before every chunk; raising inside it cancels.
+
+    Returns:
+        Pictures as the decoder makes them, float32 on the CPU. [T, 3, 8h, 8w]
+    """
+    count = len(latents)
+    frames = min(frames, count)
+    stride = max(1, frames - frames // 2) if frames < count else count
+    chunks = -(-count // stride)
+    pictures, weights = None, torch.zeros(count)
+    for chunk in range(chunks):
+        if check is not None:
+            check()
+        places = (round(chunk * count / chunks) + torch.arange(frames)) % count
+        decoded = decode(latents[places.to(latents.device)]).float().cpu()
+        inwards = (
+            torch.minimum(torch.arange(frames) + 1, frames - torch.arange(frames)).float() ** 2
+        )
+        if pictures is None:
+            pictures = decoded.new_zeros(count, *decoded.shape[1:])
+        pictures.index_add_(0, places, decoded * inwards[:, None, None, None])
+        weights.index_add_(0, places, inwards)
+    assert pictures is not None, latents.shape
+    return pictures / weights[:, None, None, None]
 
 
 # --- the layers of SVD's decoder ------------------------------------------------------------------

@@ -25,7 +25,7 @@ from .conditioning import (
     clip_pixels,
     latent_from_moments,
 )
-from .decode import decode_in_slices, diffusers_decoder_layers
+from .decode import decode_in_chunks, decode_in_slices, diffusers_decoder_layers
 from .decode_memory import DecodePlan, plan_decode
 from .diffusers_configs import (
     identity_quant_conv,
@@ -142,12 +142,11 @@ class DiffusersModel:
         with self._at_work(decoder):
             plan = plan_decode(latents, dtype, self.device, frames_per_slice)
             z = latents.to(self.device, dtype)
-            if plan.whole:
-                with interruptible(decoder, check):
-                    pictures = decoder(z, torch.zeros(1, count, device=self.device), count)
-            else:
-                layers = diffusers_decoder_layers(decoder)
-                pictures = decode_in_slices(layers, z, plan.frames_per_slice, check)
+            while (pictures := self._try_decode(z, plan, check)) is None:
+                smaller = plan.smaller()
+                logger.warning("out of memory decoding %s; trying %s", plan, smaller)
+                torch.cuda.empty_cache()
+                plan = smaller or plan
         pictures = pictures.float().add_(1).div_(2).clamp_(0, 1).movedim(1, -1).cpu()
         if not bool(torch.isfinite(pictures).all()):
             raise RuntimeError(
@@ -155,6 +154,26 @@ class DiffusersModel:
             )
         progress(count, count)
         return pictures, plan
+
+    def _try_decode(
+        self, z: Tensor, plan: DecodePlan, check: Callable[[], None]
+    ) -> Tensor | None:  # [T, 3, H, W]
+        """What the decoder makes of latents, or None when memory ran out and less may be tried."""
+        decoder: Any = self.vae.decoder
+
+        def decode(frames: Tensor) -> Tensor:
+            return decoder(frames, torch.zeros(1, len(frames), device=frames.device), len(frames))
+
+        try:
+            if plan.together and not plan.whole:
+                layers = diffusers_decoder_layers(decoder)
+                return decode_in_slices(layers, z, plan.frames, check)
+            with interruptible(decoder, check):
+                return decode(z) if plan.whole else decode_in_chunks(decode, z, plan.frames)
+        except torch.OutOfMemoryError:
+            if plan.smaller() is None:
+                raise
+            return None
 
 
 class _Home:

@@ -193,7 +193,15 @@ def test_running_out_of_memory_shrinks_the_slices_with_a_warning(loaded, monkeyp
     assert tried == [10, 5, 2] and "2 in work" in text
     assert float((frames - whole).abs().max()) < 2e-5
     assert "out of memory" in caplog.text
-    monkeypatch.setattr(host, "decode_in_slices", lambda *a: short_of_memory(*a[:2], 9, a[3]))
+
+    def fail(*arguments):
+        raise torch.OutOfMemoryError("planted")
+
+    monkeypatch.setattr(host, "decode_in_slices", fail)
+    frames, text = host.decode_latents(loaded[2], latents, 4)
+    assert "overlapping chunks of 8 frames" in text and frames.shape == whole.shape
+    assert "frames differ slightly" in caplog.text
+    monkeypatch.setattr(host, "decode_in_chunks", fail)
     with pytest.raises(torch.OutOfMemoryError):
         host.decode_latents(loaded[2], latents, 4)
 
