@@ -84,16 +84,18 @@ class V3DLoadModel(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, model_name, clip_vision_name, vae_name) -> str:
-        model, companions = model_paths(model_name, clip_vision_name, vae_name)
-        states = [(path, os.stat(path)) for path in (model, *companions)]
+        model, companions, candidates = model_paths(model_name, clip_vision_name, vae_name)
+        states = [(path, os.stat(path)) for path in (model, *companions, *candidates)]
         return repr([(path, state.st_size, state.st_mtime_ns) for path, state in states])
 
     @classmethod
     @named_errors
     def execute(cls, model_name, clip_vision_name, vae_name) -> io.NodeOutput:
-        model, companions = model_paths(model_name, clip_vision_name, vae_name)
+        model, companions, candidates = model_paths(model_name, clip_vision_name, vae_name)
         folder = folder_paths.get_folder_paths("checkpoints")[0]
-        parts = find_model(model, companions, f"Download it, put it into {folder} and press R")
+        parts = find_model(
+            model, companions, f"Download it, put it into {folder} and press R.", candidates
+        )
         files = [
             f"{part.kind} from {part.path.name}" for part in (parts.unet, parts.clip, parts.vae)
         ]
@@ -103,8 +105,10 @@ class V3DLoadModel(io.ComfyNode):
         )
 
 
-def model_paths(model_name: str, clip_vision_name: str, vae_name: str) -> tuple[str, list[str]]:
-    """Full paths of the model file and of its companions, in the order they are asked.
+def model_paths(
+    model_name: str, clip_vision_name: str, vae_name: str
+) -> tuple[str, list[str], list[str]]:
+    """Full paths of the model file, of the companions named, and of those that `auto` may take.
 
     Raises:
         ValueError: A name is not in ComfyUI's model folders; the text says what to do.
@@ -112,15 +116,13 @@ def model_paths(model_name: str, clip_vision_name: str, vae_name: str) -> tuple[
     model = _path(model_name, MODEL_FOLDERS)
     companions = [] if vae_name == AUTO else [_path(vae_name, VAE_FOLDERS)]
     if clip_vision_name != AUTO:
-        companions.append(_path(clip_vision_name, CLIP_FOLDERS))
-    else:
-        names = [
-            name
-            for name in _names(CLIP_FOLDERS)
-            if any(word in name.lower() for word in COMPANION_WORDS) and name != model_name
-        ]
-        companions += [_path(name, CLIP_FOLDERS) for name in names]
-    return model, companions
+        return model, [*companions, _path(clip_vision_name, CLIP_FOLDERS)], []
+    names = [
+        name
+        for name in _names(CLIP_FOLDERS)
+        if any(word in name.lower() for word in COMPANION_WORDS) and name != model_name
+    ]
+    return model, companions, [_path(name, CLIP_FOLDERS) for name in names]
 
 
 def _path(name: str, folders: tuple[str, ...]) -> str:

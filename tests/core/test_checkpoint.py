@@ -207,3 +207,23 @@ def test_channels_must_split_into_heads_only_where_there_is_attention(tmp_path):
     )
     with pytest.raises(CheckpointError, match="32 channels do not split into heads of 64"):
         require_part(path, "unet")
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        ClipShape(width=104, layers=1, mlp_width=64, projection=80),  # like ViT-bigG: other heads
+        ClipShape(width=80, layers=1, mlp_width=64, projection=48),  # another width of token
+    ],
+)
+def test_a_candidate_that_does_not_fit_is_passed_over_and_a_companion_is_not(tiny, tmp_path, shape):
+    other = tmp_path / "other.safetensors"
+    save_file(random_state(importlib.import_module, shape, 0, "visual."), other)
+    broken = tmp_path / "broken.safetensors"
+    broken.write_bytes(tiny.svd.read_bytes()[:1000])
+    parts = find_model(tiny.v3d, candidates=[broken, other, tiny.svd])
+    assert parts.clip.path == tiny.svd
+    with pytest.raises(CheckpointError, match=r"svd_xt.*Passed over: .*broken.* \| .*other"):
+        find_model(tiny.v3d, candidates=[broken, other])
+    with pytest.raises(CheckpointError, match=r"other\.safetensors"):
+        find_model(tiny.v3d, [other, tiny.svd])

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..formats.weights import open_weights
+from ..formats.weights import WeightsError, open_weights
 from .checkpoint import CheckpointError, ModelPart, find_part
 from .layout import ClipShape, UNetShape, VaeShape
 
@@ -32,26 +32,32 @@ class ModelParts:
     clip: ModelPart
 
     def __post_init__(self) -> None:
-        unet, vae, clip = self.unet.shape, self.vae.shape, self.clip.shape
-        assert isinstance(unet, UNetShape) and isinstance(vae, VaeShape)
-        assert isinstance(clip, ClipShape)
-        if clip.projection != unet.context_channels:
-            raise CheckpointError(
-                f"{self.clip.path} makes tokens of {clip.projection} values but {self.unet.path} "
-                f"takes {unet.context_channels}; V3D and SVD need OpenCLIP ViT-H/14, which "
-                f"{SVD_FILE} contains"
-            )
-        if vae.latent_channels != unet.out_channels:
-            raise CheckpointError(
-                f"{self.vae.path} has latents of {vae.latent_channels} channels but "
-                f"{self.unet.path} makes {unet.out_channels}; use the autoencoder of {SVD_FILE}"
-            )
+        assert isinstance(self.unet.shape, UNetShape)
+        for part in (self.vae, self.clip):
+            _check_fit(part, self.unet, self.unet.shape)
+
+
+def _check_fit(part: ModelPart, unet: ModelPart, unet_shape: UNetShape) -> None:
+    """Refuse an image encoder or autoencoder whose output the UNet does not take."""
+    shape = part.shape
+    if isinstance(shape, ClipShape) and shape.projection != unet_shape.context_channels:
+        raise CheckpointError(
+            f"{part.path} makes tokens of {shape.projection} values but {unet.path} takes "
+            f"{unet_shape.context_channels}; V3D and SVD need OpenCLIP ViT-H/14, which {SVD_FILE} "
+            "contains"
+        )
+    if isinstance(shape, VaeShape) and shape.latent_channels != unet_shape.out_channels:
+        raise CheckpointError(
+            f"{part.path} has latents of {shape.latent_channels} channels but {unet.path} makes "
+            f"{unet_shape.out_channels}; use the autoencoder of {SVD_FILE}"
+        )
 
 
 def find_model(
     model: str | os.PathLike[str],
     companions: Sequence[str | os.PathLike[str]] = (),
     advice: str = "",
+    candidates: Sequence[str | os.PathLike[str]] = (),
 ) -> ModelParts:
     """Look for the three networks in a model file, then in its companions.
 
@@ -59,31 +65,53 @@ def find_model(
         model: V3D.ckpt, any file with an SVD-shaped UNet, or a folder in diffusers' form.
         companions: Files for what the model lacks, the first that has it wins.
         advice: Where to put or name a missing file; ends the error about it.
+        candidates: Files nobody named that may have what is still lacking. One that does not fit
+            is passed over, and said to be when nothing else is found.
 
     Raises:
         CheckpointError: A network is missing, misshapen, or does not fit the others.
         FileNotFoundError: A file is not there.
     """
     found: dict[str, ModelPart] = {}
-    for place in (Path(model), *map(Path, companions)):
-        for kind in ("unet", "vae", "clip"):
-            # a companion is never asked for the UNet: svd_xt has one that is not V3D's
-            if kind in found or (kind == "unet" and place != Path(model)):
+    passed_over: list[str] = []
+    named = [Path(model), *map(Path, companions)]
+    for place in (*named, *map(Path, candidates)):
+        # a companion is never asked for the UNet: svd_xt has one that is not V3D's
+        kinds = ("unet", "vae", "clip") if place == named[0] else ("vae", "clip")
+        for kind in kinds:
+            if kind in found:
                 continue
-            for file in _candidates(place, kind):
-                with open_weights(file) as weights:
-                    part = find_part(weights, kind)
-                if part is not None:
-                    found[kind] = part
-                    break
+            try:
+                part = _first_part(_files_of(place, kind), kind)
+                if part is not None and place not in named and "unet" in found:
+                    unet = found["unet"]
+                    assert isinstance(unet.shape, UNetShape)
+                    _check_fit(part, unet, unet.shape)
+            except (CheckpointError, WeightsError) as error:
+                if place in named:
+                    raise
+                passed_over.append(str(error))
+                continue
+            if part is not None:
+                found[kind] = part
     for kind, text in _NEEDED.items():
         if kind not in found:
-            files = ", ".join(str(path) for path in (model, *companions))
-            raise CheckpointError(f"{files} has no weights of {text}. {advice}".rstrip())
+            files = ", ".join(map(str, named))
+            reasons = f" Passed over: {' | '.join(passed_over)}." if passed_over else ""
+            raise CheckpointError(f"{files} has no weights of {text}. {advice}".rstrip() + reasons)
     return ModelParts(**found)
 
 
-def _candidates(place: Path, kind: str) -> list[Path]:
+def _first_part(files: Sequence[Path], kind: str) -> ModelPart | None:
+    for file in files:
+        with open_weights(file) as weights:
+            part = find_part(weights, kind)
+        if part is not None:
+            return part
+    return None
+
+
+def _files_of(place: Path, kind: str) -> list[Path]:
     if not place.is_dir():
         return [place]
     folder = place / _FOLDERS[kind]

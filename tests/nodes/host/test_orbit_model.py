@@ -13,8 +13,9 @@ import pytest
 import torch
 from comfy_api.torch_helpers import set_torch_compile_wrapper
 from live_tensors import live_tensor_bytes
+from safetensors.torch import save_file
 from scenes import pack
-from tiny_models import SIZE, picture, tiny_shapes, write_models
+from tiny_models import SIZE, picture, random_state, tiny_shapes, write_models
 
 import nodes
 
@@ -339,7 +340,7 @@ def test_the_node_gives_frames_and_a_report_and_blocks_views_that_cannot_be(load
     assert report["peak_resident_mib"] > 0
 
 
-def test_frames_on_white_get_masks_and_the_orbits_cameras(monkeypatch):
+def test_frames_on_white_get_masks_and_the_orbits_cameras():
     frames = torch.ones(18, SIZE, SIZE, 3)
     frames[:, 20:44, 24:40] = torch.tensor([0.8, 0.2, 0.1])
     views = pack("nodes.sampling").views_or_reason(frames)
@@ -399,9 +400,6 @@ def test_wrong_input_is_refused_under_the_nodes_name(loaded, changes, message):
 def test_an_image_encoder_of_another_width_is_refused_with_both_numbers(loaded, tmp_path):
     library = pack("v3d_core.diffusion.layout")
     shape = library.ClipShape(width=80, layers=1, mlp_width=80, projection=48)
-    from safetensors.torch import save_file
-    from tiny_models import random_state
-
     save_file(random_state(pack, shape, 0, "visual."), tmp_path / "clip.safetensors")
     part = pack("v3d_core.diffusion.checkpoint").require_part(tmp_path / "clip.safetensors", "clip")
     clip = pack("nodes.host_models").host_clip_vision(part)
@@ -426,6 +424,29 @@ def test_the_loader_takes_companions_by_name_or_finds_them(checkpoints, vae, loa
     assert torch.equal(sample(first[0], condition, steps=2), sample(loaded[0], condition, steps=2))
     without = load_model(model="v3d_unet.safetensors", clip_vision="auto", vae=vae)
     assert torch.equal(sample(without[0], condition, steps=2), sample(first[0], condition, steps=2))
+
+
+def test_auto_passes_over_other_image_encoders_and_says_so_when_none_fits(
+    files, tmp_path, monkeypatch, loaded, condition
+):
+    """ViT-bigG lies beside ViT-H in many models/clip_vision folders."""
+    other = pack("v3d_core.diffusion.layout").ClipShape(
+        width=104, layers=1, mlp_width=64, projection=80
+    )
+    save_file(random_state(pack, other, 0, "visual."), tmp_path / "a-laion2B-bigG.safetensors")
+    os.link(files.v3d, tmp_path / "V3D.ckpt")
+    use_as_checkpoints(tmp_path, monkeypatch)
+    with pytest.raises(ValueError, match=r"svd_xt.safetensors.*Passed over: .*bigG.*heads of 80"):
+        load_model(clip_vision="auto")
+    with pytest.raises(ValueError, match="heads of 80") as error:
+        load_model(clip_vision="a-laion2B-bigG.safetensors")  # one that is named is not
+    assert "Passed over" not in str(error.value)
+    os.link(files.svd, tmp_path / "svd_xt.safetensors")
+    folder_paths.filename_list_cache.clear()
+    model, clip, _ = load_model(clip_vision="auto")
+    assert torch.equal(sample(model, condition, steps=1), sample(loaded[0], condition, steps=1))
+    ours = pack("nodes.host_diffusion").clip_token(clip, picture())
+    assert torch.equal(ours, condition.token)
 
 
 def test_a_missing_companion_says_which_file_where_to_put_it_and_where_from(
