@@ -16,6 +16,7 @@ import torch
 from comfy import model_management
 
 from ..v3d_core.diffusion.checkpoint import CheckpointError, ModelPart, read_part
+from ..v3d_core.diffusion.diffusers_configs import image_encoder_settings
 from ..v3d_core.diffusion.layout import ClipShape, UNetShape, VaeShape
 
 
@@ -54,21 +55,8 @@ def host_clip_vision(part: ModelPart):
     """CLIP_VISION: the image encoder."""
     shape = part.shape
     assert isinstance(shape, ClipShape)
-    clip = comfy.clip_vision.ClipVisionModel(
-        {
-            "model_type": "clip_vision_model",
-            "hidden_act": "gelu",
-            "hidden_size": shape.width,
-            "image_size": shape.image_size,
-            "intermediate_size": shape.mlp_width,
-            "layer_norm_eps": 1e-5,
-            "num_attention_heads": shape.heads,
-            "num_channels": 3,
-            "num_hidden_layers": shape.layers,
-            "patch_size": shape.patch_size,
-            "projection_dim": shape.projection,
-        }
-    )
+    settings = {"model_type": "clip_vision_model", **image_encoder_settings(shape)}
+    clip = comfy.clip_vision.ClipVisionModel(settings)
     state = read_part(part, "diffusers", clip.dtype)
     load_strictly(clip.model, state, clip.patcher.is_dynamic(), part)
     return clip

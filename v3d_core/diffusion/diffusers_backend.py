@@ -87,9 +87,7 @@ class DiffusersModel:
         latent = latent_from_moments(moments, config.vae_mode, generator)
         return Conditioning(token, augment_latent(latent, config.cond_aug, generator), config)
 
-    def denoiser(
-        self, condition: Conditioning, guidance: Guidance, check: Callable[[], None] | None = None
-    ) -> Denoiser:
+    def denoiser(self, condition: Conditioning, guidance: Guidance) -> Denoiser:
         """The UNet with preconditioning and guidance, for `sample_euler`."""
         net: Any = self.unet
         dtype, frames = next(net.parameters()).dtype, condition.config.num_frames
