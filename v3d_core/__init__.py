@@ -23,9 +23,10 @@ _CONTENTS = {
         "project_points",
         "resize_cameras",
     ),
+    "holdout": ("hold_out_every",),
     "images": ("composite", "contact_sheet", "resize_views"),
     "keying": ("key_uniform_background",),
-    "metrics": ("psnr", "score_views"),
+    "metrics": ("psnr", "score_pictures", "score_views"),
     "visual_hull": ("VisualHull", "carve_visual_hull"),
     # stage: one picture to the frames of an orbit
     "prepare": ("PrepareConfig", "PreparedPicture", "prepare_picture"),

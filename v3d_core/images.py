@@ -17,7 +17,9 @@ from .structures import Views
 
 __all__ = [
     "composite",
+    "compare_side_by_side",
     "contact_sheet",
+    "depth_picture",
     "from_uint8",
     "key_uniform_background",
     "premultiply",
@@ -175,3 +177,30 @@ def contact_sheet(
         left = index % columns * (width + gap)
         sheet[top : top + height, left : left + width] = image
     return sheet
+
+
+def compare_side_by_side(
+    first: Tensor,  # [V, H, W, 3]
+    second: Tensor,  # [V, H, W, 3]
+    gain: float = 4.0,
+) -> Tensor:  # [V, H, 3 * W, 3]
+    """Each pair of pictures beside the absolute difference of its channels, times `gain`."""
+    difference = ((first - second).abs() * gain).clamp(0, 1)
+    return torch.cat([first, second, difference], dim=2)
+
+
+def depth_picture(
+    depths: Tensor,  # [V, H, W]
+) -> Tensor:  # [V, H, W, 3]
+    """Depth as grey: the nearest surface of all views is 1, the farthest and no surface are 0.
+
+    Args:
+        depths: Along the optical axis, world units; 0 = no surface. [V, H, W]
+    """
+    known = depths > 0
+    if not bool(known.any()):
+        return depths.new_zeros(*depths.shape, 3)
+    near, far = depths[known].min(), depths[known].max()
+    # a plane that faces the camera has one depth: it is near
+    grey = 1 - (depths - near) / (far - near) if bool(far > near) else torch.ones_like(depths)
+    return torch.where(known, grey, 0.0)[..., None].expand(-1, -1, -1, 3).contiguous()

@@ -5,6 +5,8 @@ import torch
 
 from v3d_core.cameras import Orbit, orbit_cameras, project_points
 from v3d_core.images import (
+    compare_side_by_side,
+    depth_picture,
     composite,
     contact_sheet,
     from_uint8,
@@ -119,3 +121,24 @@ def test_a_contact_sheet_places_pictures_row_by_row_on_white():
     assert contact_sheet(images, columns=99, gap=0).shape == (4, 30, 3)
     with pytest.raises(ValueError, match="no pictures"):
         contact_sheet(images[:0])
+
+
+def test_a_comparison_shows_both_pictures_and_the_amplified_difference():
+    first, second = torch.full((2, 3, 4, 3), 0.5), torch.full((2, 3, 4, 3), 0.6)
+    second[0, 0, 0] = 1.0
+    shown = compare_side_by_side(first, second, gain=4.0)
+    assert shown.shape == (2, 3, 12, 3)
+    assert torch.equal(shown[:, :, :4], first) and torch.equal(shown[:, :, 4:8], second)
+    torch.testing.assert_close(shown[1, :, 8:], torch.full((3, 4, 3), 0.4))
+    assert float(shown[0, 0, 8].min()) == 1.0  # clamped
+
+
+def test_a_depth_picture_is_white_near_and_black_far_and_where_nothing_is():
+    depths = torch.tensor([[[1.0, 2.0], [3.0, 0.0]], [[0.0, 0.0], [1.0, 1.5]]])
+    grey = depth_picture(depths)
+    assert torch.equal(grey[..., 0], grey[..., 2])
+    expected = torch.tensor([[[1.0, 0.5], [0.0, 0.0]], [[0.0, 0.0], [1.0, 0.75]]])
+    torch.testing.assert_close(grey[..., 0], expected)
+    assert float(depth_picture(torch.zeros(1, 2, 2)).max()) == 0
+    flat = depth_picture(torch.tensor([[[2.0, 0.0]]]))
+    assert flat[0, 0, :, 0].tolist() == [1.0, 0.0]

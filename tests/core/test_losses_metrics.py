@@ -9,7 +9,7 @@ from scipy.special import sph_harm_y
 from skimage.metrics import structural_similarity
 
 from v3d_core.losses import SSIM_RADIUS, ssim
-from v3d_core.metrics import PERFECT_PSNR, mask_iou, psnr, score_views
+from v3d_core.metrics import PERFECT_PSNR, mask_iou, psnr, score_pictures, score_views
 from v3d_core.schedules import exponential
 from v3d_core.sh import colours_from_dc, dc_from_colours, sh_basis
 
@@ -87,6 +87,42 @@ def test_hidden_colours_do_not_change_the_scores():
     other = torch.where(masks[..., None] > 0, colours, 1 - colours)
     scores = score_views(other, masks, colours, masks)
     assert scores["psnr"] == PERFECT_PSNR and scores["ssim"] == pytest.approx(1.0)
+
+
+def test_scores_of_pictures_are_those_of_each_pair_and_their_means():
+    first, second = pictures(3)
+    masks = torch.zeros(3, 24, 31)
+    masks[:, 4:9, 5:20] = 0.2
+    steps = []
+    scores = score_pictures(
+        first, second, masks, progress=lambda step, total, **_: steps.append((step, total))
+    )
+    assert steps == [(1, 3), (2, 3), (3, 3)]
+    assert [row["psnr"] for row in scores["per_view"]] == [
+        psnr(a, b) for a, b in zip(first, second, strict=True)
+    ]
+    assert scores["psnr_object"] == pytest.approx(
+        sum(psnr(first[v], second[v], masks[v] > 0) for v in range(3)) / 3
+    )
+    assert scores["ssim"] == pytest.approx(float(ssim(first, second).mean()), abs=1e-5)
+    plain = score_pictures(first, second, lpips=lambda a, b: (a - b).abs().mean((1, 2, 3)))
+    assert plain["psnr_object"] is None and "psnr_object" not in plain["per_view"][0]
+    assert plain["lpips"] == pytest.approx(float((first - second).abs().mean()), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("second", "masks", "message"),
+    [
+        ((2, 24, 31, 3), None, "first pictures: 3 frames, but second pictures: 2"),
+        ((3, 24, 30, 3), None, "first pictures: 31x24 px, but second pictures: 30x24"),
+        ((3, 24, 31, 3), (1, 24, 31), "pictures: 3 frames, but masks: 1"),
+        ((3, 24, 31, 3), (3, 64, 64), "pictures: 31x24 px, but masks: 64x64"),
+    ],
+)
+def test_pictures_that_do_not_pair_up_are_refused_with_both_numbers(second, masks, message):
+    masks = None if masks is None else torch.zeros(masks)
+    with pytest.raises(ValueError, match=message):
+        score_pictures(torch.zeros(3, 24, 31, 3), torch.zeros(second), masks)
 
 
 def test_sh_basis_equals_scipy_in_3dgs_order_and_sign():

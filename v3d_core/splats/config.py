@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
+ALIGN_CHOICES = ("auto", "on", "off")
+
 
 @dataclass(frozen=True)
 class SplatFitConfig:
@@ -15,6 +17,8 @@ class SplatFitConfig:
     views_per_step: int = 2  # pictures rendered per step; more is smoother and slower per step
     resolution: int = 256  # longer side of the pictures that are fitted, px; 0 = as they are
     seed: int = 0  # start points, order of views, backgrounds
+    seconds: float = 0.0  # time budget: the best fit that ends within it; 0 = none
+    align: str = "auto"  # frames that disagree are aligned while fitting: auto, on, off
     # splats
     initial_splats: int = 8_000  # spread over the visual hull's surface
     max_splats: int = 20_000  # budget that densification grows to
@@ -23,6 +27,7 @@ class SplatFitConfig:
     # loss
     ssim_weight: float = 0.2  # share of 1 - SSIM against L1
     mask_weight: float = 0.2  # of the L1 distance between coverage and mask
+    lpips_weight: float = 0.0  # of LPIPS, where its weights are there
     opacity_weight: float = 0.005  # of the mean opacity; V3D adds 0.1, undocumented
     random_background: bool = True  # a new background colour per picture and step
     # learning rates of Adam; positions in units of the object's size
@@ -45,10 +50,14 @@ class SplatFitConfig:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.resolution < 0 or 0 < self.resolution < 16:
             raise ValueError(f"resolution must be 0 or at least 16 px, got {self.resolution}")
+        if self.seconds < 0:
+            raise ValueError(f"seconds must not be negative, got {self.seconds}")
+        if self.align not in ALIGN_CHOICES:
+            raise ValueError(f"align must be one of {ALIGN_CHOICES}, got {self.align!r}")
         if self.sh_degree not in (0, 1, 2, 3):
             raise ValueError(f"sh_degree must be 0 to 3, got {self.sh_degree}")
 
-    def with_changes(self, **changes: int | float | bool | None) -> SplatFitConfig:
+    def with_changes(self, **changes: int | float | bool | str | None) -> SplatFitConfig:
         """Copy with the given fields replaced; `None` keeps the value."""
         kept = {name: value for name, value in changes.items() if value is not None}
         return dataclasses.replace(self, **kept)  # type: ignore[arg-type]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,10 +28,22 @@ SSIM_MARGIN = 2 * SSIM_RADIUS  # px around the object inside which SSIM windows 
 
 @dataclass(frozen=True)
 class SplatFit:
-    """What a fit leaves behind: the splat, and plain figures about the run."""
+    """What a fit leaves behind.
+
+    Attributes:
+        splats: The Gaussians, world frame.
+        report: Plain figures about the run, ready for JSON.
+        views: The views as they were fitted: aligned where they disagreed, else as they came.
+    """
 
     splats: GaussianSplats
-    report: dict[str, float | int | str]
+    report: dict[str, Any]
+    views: Views
+
+
+def never() -> bool:
+    """A `finish` nobody presses."""
+    return False
 
 
 def fit_splats(
@@ -38,6 +51,8 @@ def fit_splats(
     config: SplatFitConfig,
     *,
     progress: Progress = silent,
+    test_views: Views | None = None,
+    finish: Callable[[], bool] = never,
 ) -> SplatFit:
     """Fit Gaussians to all views on the views' device.
 
@@ -50,6 +65,8 @@ def fit_splats(
         views: At least two posed pictures with masks.
         config: Settings; see `SPLAT_PRESETS`.
         progress: Told about every step; raising in it cancels the fit.
+        test_views: Held-out views that are scored and never fitted, or None.
+        finish: Asked after every step; True ends the fit and keeps what there is.
 
     Returns:
         The splat in the world frame, and figures about the run.
@@ -65,10 +82,10 @@ def fit_splats(
         )
     with cores_for_engine(views.device, views.images.dtype):
         small = _at_resolution(views, config.resolution)
-        fitted = _optimise(small, config, progress)
+        fitted, stopped = _optimise(small, config, progress, finish)
         psnr_train = _psnr_on_white(fitted, small)
     splats = _for_cameras(fitted, small.cameras, views.cameras)
-    report: dict[str, float | int | str] = {
+    report: dict[str, Any] = {
         "steps": config.steps,
         "splats": len(splats),
         "seconds": round(time.perf_counter() - started, 3),
@@ -77,12 +94,18 @@ def fit_splats(
         "seed": config.seed,
         "engine": choose_engine(views.device, views.images.dtype)[0],
         "device": str(views.device),
+        "stopped": stopped,
     }
-    return SplatFit(splats, report)
+    if test_views is not None:
+        report["psnr_test"] = round(_psnr_on_white(splats, test_views), 3)
+    return SplatFit(splats, report, views)
 
 
-def _optimise(views: Views, config: SplatFitConfig, progress: Progress) -> GaussianSplats:
+def _optimise(
+    views: Views, config: SplatFitConfig, progress: Progress, finish: Callable[[], bool]
+) -> tuple[GaussianSplats, str]:
     """The loop: pictures of a few views, loss, Adam, and now and then a split."""
+    started = time.perf_counter()
     generator = torch.Generator().manual_seed(config.seed)  # on CPU: same draws on every device
     hull = tight_visual_hull(
         views,
@@ -126,7 +149,11 @@ def _optimise(views: Views, config: SplatFitConfig, progress: Progress) -> Gauss
             preview=lambda: _picture(parameters.splats(), views.cameras[0]),
             text=f"{len(parameters):,} splats",
         )
-    return parameters.splats()
+        if finish():
+            return parameters.splats(), "finish now"
+        if config.seconds and time.perf_counter() - started > config.seconds:
+            return parameters.splats(), "time budget"
+    return parameters.splats(), "all steps"
 
 
 def _picture(splats: GaussianSplats, camera: Cameras) -> Tensor:  # [H, W, 3]
