@@ -16,8 +16,8 @@ from .keying import key_uniform_background
 from .structures import Views
 
 __all__ = [
-    "composite",
     "compare_side_by_side",
+    "composite",
     "contact_sheet",
     "depth_picture",
     "from_uint8",

@@ -6,9 +6,9 @@ import torch
 from v3d_core.cameras import Orbit, orbit_cameras, project_points
 from v3d_core.images import (
     compare_side_by_side,
-    depth_picture,
     composite,
     contact_sheet,
+    depth_picture,
     from_uint8,
     premultiply,
     resize_views,
