@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import importlib.machinery
 import importlib.util
 import logging
 import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +24,7 @@ ImageDistance = Callable[[Tensor, Tensor], Tensor]  # [V, H, W, 3] in [0, 1], tw
 # only its own linear layers; the trunk has to be in torch's hub folder already.
 LPIPS_TRUNK_FILE = "alexnet-owt-7be5be79.pth"
 REMBG_MODEL_FILE = "u2net.onnx"  # the network V3D cuts out with
+GSPLAT_BUILD = "gsplat_cuda"  # what gsplat calls its library when it compiles itself
 
 
 @dataclass(frozen=True)
@@ -98,6 +101,93 @@ def load_lpips() -> tuple[ImageDistance | None, str]:
         return network(*pair).flatten()
 
     return distance, "alex"
+
+
+def gsplat_is_built() -> tuple[bool, str]:
+    """Whether gsplat's CUDA code can be used now, and if not, why and what helps.
+
+    Never compiles: gsplat builds itself when its code is first touched, for minutes and only with
+    nvcc, which nobody asked for. See `load_gsplat`.
+    """
+    module, reason = load_gsplat()
+    return module is not None, reason
+
+
+def load_gsplat() -> tuple[ModuleType | None, str]:
+    """gsplat with its compiled code in place, or None and the reason.
+
+    gsplat takes its code from `gsplat.csrc` and compiles it when that does not import. So the
+    compiled library is found and loaded here first, under that name; without one, or with one that
+    does not load (another torch, no CUDA), gsplat is not imported at all. A library from gsplat's
+    own build in torch's extension folder counts too, and then needs no nvcc any more.
+    """
+    if not is_installed("gsplat"):
+        return None, "gsplat is not installed; pip install gsplat"
+    loaded = sys.modules.get("gsplat.cuda._backend")
+    if loaded is not None:  # by another node pack
+        if getattr(loaded, "_C", None) is None:
+            return (
+                None,
+                "gsplat was imported before its CUDA code was there; restart after its build",
+            )
+        return load("gsplat"), ""
+    if "gsplat.csrc" not in sys.modules:
+        library, reason = _gsplat_library()
+        if library is None:
+            return None, reason
+        name = "gsplat.csrc" if library.name.startswith("csrc") else GSPLAT_BUILD
+        try:
+            sys.modules["gsplat.csrc"] = _load_library(name, library)
+        except Exception as error:  # a library for another torch raises anything
+            return (
+                None,
+                f"gsplat's compiled code does not load: {library} ({error}); build it again",
+            )
+    try:
+        package = load("gsplat")
+        importlib.import_module("gsplat.cuda._backend")  # imports nothing but what was loaded
+    except Exception as error:
+        return None, f"gsplat does not import: {error}"
+    return package, ""
+
+
+def _gsplat_library() -> tuple[Path | None, str]:
+    """The compiled file of a prebuilt wheel or of gsplat's own finished build."""
+    spec = importlib.util.find_spec("gsplat")  # of a top-level name: runs none of its code
+    for folder in (spec and spec.submodule_search_locations) or ():
+        for suffix in importlib.machinery.EXTENSION_SUFFIXES:
+            if (Path(folder) / f"csrc{suffix}").is_file():
+                return Path(folder) / f"csrc{suffix}", ""
+    build = _torch_extensions_folder() / GSPLAT_BUILD
+    library = build / (GSPLAT_BUILD + (".pyd" if sys.platform == "win32" else ".so"))
+    if (build / "lock").exists():  # torch's sign of a build at work
+        return None, f"gsplat is being built or its build broke off; then delete {build / 'lock'}"
+    if not library.is_file():
+        remedy = "python -c 'from gsplat.cuda._backend import _C' builds it (minutes, needs nvcc)"
+        return None, f"gsplat's CUDA code is not compiled; {remedy}"
+    return library, ""
+
+
+def _torch_extensions_folder() -> Path:
+    """Where torch keeps what it compiles; its own function for it would make the folder."""
+    named = os.environ.get("TORCH_EXTENSIONS_DIR")
+    if named is not None:
+        return Path(named)
+    appdirs = importlib.import_module("torch._appdirs")
+    platform = "cpu" if torch.version.cuda is None else f"cu{torch.version.cuda.replace('.', '')}"
+    if torch.version.hip is not None:
+        platform = f"rocm{torch.version.hip.replace('.', '')}"
+    python = f"py{sys.version_info.major}{sys.version_info.minor}{getattr(sys, 'abiflags', '')}"
+    return Path(appdirs.user_cache_dir(appname="torch_extensions")) / f"{python}_{platform}"
+
+
+def _load_library(name: str, path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise ImportError("not an extension module")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def remove_background(
