@@ -5,17 +5,22 @@ from __future__ import annotations
 from comfy_api.v0_0_2 import ComfyExtension, io
 
 from .datasets import V3DLoadViews, V3DSaveViews
+from .finish import add_finish_route
 from .mesh import V3DExportMesh, V3DMeshFromSplat
 from .models import V3DLoadModel
 from .orbit import V3DOrbitCameras
 from .prepare import V3DPrepareImage
 from .sampling import V3DConditioning, V3DSampleOrbit
-from .splats import V3DFitSplat
+from .scores import V3DScoreViews
+from .splats import V3DFitSplat, V3DRenderSplat
 from .views import V3DPosedViews
 
 
 class V3DExtension(ComfyExtension):
     """All nodes, in the order of the pipeline."""
+
+    async def on_load(self) -> None:
+        add_finish_route()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return [
@@ -27,6 +32,8 @@ class V3DExtension(ComfyExtension):
             V3DOrbitCameras,
             V3DPosedViews,
             V3DFitSplat,
+            V3DRenderSplat,
+            V3DScoreViews,
             V3DMeshFromSplat,
             V3DExportMesh,
             V3DSaveViews,

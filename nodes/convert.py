@@ -62,6 +62,18 @@ def image_from_views(views: Views) -> Tensor:  # [V, H, W, 3]
     return to_host(colours)
 
 
+def colour_from_hex(text: str) -> tuple[float, float, float]:
+    """sRGB in [0, 1] of a COLOR widget's #rrggbb."""
+    digits = text.strip().removeprefix("#")
+    try:
+        if len(digits) != 6:
+            raise ValueError
+        red, green, blue = bytes.fromhex(digits)
+    except ValueError:
+        raise ValueError(f"{text!r} is no colour; write it like #ffffff") from None
+    return red / 255, green / 255, blue / 255
+
+
 def to_host(tensor: Tensor) -> Tensor:
     """A picture or mask where and as ComfyUI keeps what nodes hand on."""
     return tensor.detach().to(

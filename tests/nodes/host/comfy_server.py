@@ -118,12 +118,13 @@ class ComfyServer:
         prompt: dict,
         *,
         interrupt_when: Callable[[str, dict], bool] | None = None,
+        on_event: Callable[[str, dict], None] | None = None,
         timeout_s: float = 300,
     ) -> Run:
-        """Queue an API-form prompt and follow it to its end."""
-        return asyncio.run(self._run(prompt, interrupt_when, timeout_s))
+        """Queue an API-form prompt and follow it to its end; `on_event` may send requests."""
+        return asyncio.run(self._run(prompt, interrupt_when, on_event, timeout_s))
 
-    async def _run(self, prompt, interrupt_when, timeout_s) -> Run:
+    async def _run(self, prompt, interrupt_when, on_event, timeout_s) -> Run:
         run, client = Run(), uuid.uuid4().hex
         url = f"ws://127.0.0.1:{self.port}/ws?clientId={client}"
         async with aiohttp.ClientSession() as session:
@@ -136,14 +137,14 @@ class ComfyServer:
                 if status != 200:
                     run.ended, run.error = "rejected", json.dumps(answer)
                     return run
-                listen = self._listen(socket_, run, answer["prompt_id"], interrupt_when)
+                listen = self._listen(socket_, run, answer["prompt_id"], interrupt_when, on_event)
                 await asyncio.wait_for(listen, timeout_s)
         # `executing` without a node came last, so the history is complete
         history = await asyncio.to_thread(self.get_json, f"/history/{answer['prompt_id']}")
         run.outputs = history[answer["prompt_id"]]["outputs"]
         return run
 
-    async def _listen(self, socket_, run, prompt_id, interrupt_when) -> None:
+    async def _listen(self, socket_, run, prompt_id, interrupt_when, on_event) -> None:
         async for message in socket_:
             now = time.monotonic()
             if message.type == aiohttp.WSMsgType.BINARY:
@@ -160,6 +161,8 @@ class ComfyServer:
             if data.get("prompt_id", prompt_id) != prompt_id:
                 continue
             run.events.append((now, kind, data))
+            if on_event:
+                await asyncio.to_thread(on_event, kind, data)
             if interrupt_when and not run.interrupt_sent and interrupt_when(kind, data):
                 run.interrupt_sent = time.monotonic()
                 await asyncio.to_thread(self.post, "/interrupt", {})

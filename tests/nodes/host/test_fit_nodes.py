@@ -32,7 +32,7 @@ def test_a_fit_from_inference_tensors_looks_like_the_frames_in_cores_renderer():
 
     views = tiny_views()
     assert views.images.is_inference()
-    splat, report = fit(views)
+    splat, report, _ = fit(views)
     info = pack("nodes.convert").camera_info_from_cameras(views.cameras, 0)
     rendered = RenderSplat.execute(
         splat, 64, 64, 1, 1.0, 1.0, 0.0, 0.0, "#ffffff", "color", camera_info=info
@@ -53,7 +53,7 @@ def test_a_fit_from_inference_tensors_looks_like_the_frames_in_cores_renderer():
 def test_the_same_seed_gives_the_same_splat_and_the_views_stay_as_they_were():
     views = tiny_views()
     before = views.images.clone()
-    (first, _), (second, _) = fit(views), fit(views)
+    first, second = fit(views)[0], fit(views)[0]
     assert torch.equal(first.positions, second.positions)
     assert torch.equal(first.sh, second.sh)
     assert not torch.equal(first.positions, fit(views, seed=4)[0].positions)
@@ -69,6 +69,29 @@ def test_zero_widgets_mean_the_presets_own_values():
         assert config == preset
     changed = splats.config_from_widgets("draft", seed=9, sh_degree=2, **{**untouched, "steps": 7})
     assert (changed.seed, changed.sh_degree, changed.steps) == (9, 2, 7)
+    later = splats.config_from_widgets(
+        "draft", seed=0, sh_degree=-1, frames="disagree", time_budget=2.5, lpips_weight=0.1
+    )
+    assert (later.align, later.seconds, later.lpips_weight) == ("on", 2.5, 0.1)
+    assert splats.config_from_widgets("draft", seed=0, sh_degree=-1, frames="agree").align == "off"
+
+
+def test_held_out_views_are_scored_and_not_fitted():
+    views = tiny_views()
+    _, report, fitted = fit(views, hold_out=4)
+    assert torch.equal(fitted.images, views.images[[0, 1, 2, 4, 5, 6]])
+    figures = json.loads(report)
+    assert 10 < figures["psnr_test"] < figures["psnr_train"]
+    with pytest.raises(ValueError, match=r"^V3D Fit Splat: there is no 9. view .* among 8"):
+        fit(views, hold_out=9)
+
+
+def test_the_line_under_the_node_has_size_quality_time_and_why_it_ended():
+    summary = pack("nodes.splats").summary
+    report = {"splats": 12000, "psnr_train": 31.25, "seconds": 7.04, "stopped": "all steps"}
+    assert summary(report) == "12,000 splats, 31.25 dB, 7.0 s"
+    ended = summary(report | {"psnr_test": 28.5, "stopped": "finish now"})
+    assert ended == "12,000 splats, 31.25 dB (28.50 dB held out), 7.0 s, stopped by finish now"
 
 
 def test_a_single_view_is_refused_under_the_nodes_name():

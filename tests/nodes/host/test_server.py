@@ -31,6 +31,8 @@ NODES = (
     "V3DOrbitCameras",
     "V3DPosedViews",
     "V3DFitSplat",
+    "V3DRenderSplat",
+    "V3DScoreViews",
     "V3DMeshFromSplat",
     "V3DExportMesh",
     "V3DSaveViews",
