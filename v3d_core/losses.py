@@ -31,6 +31,16 @@ def ssim(
     With `padding` 0 only whole windows count, which equals scikit-image's gaussian SSIM; 3DGS
     trainers pad with zeros by the window's radius so that every pixel counts.
     """
+    return ssim_map(images, targets, padding=padding).mean(dim=(1, 2, 3))
+
+
+def ssim_map(
+    images: Tensor,  # [V, H, W, C]
+    targets: Tensor,  # [V, H, W, C]
+    *,
+    padding: int = 0,
+) -> Tensor:  # [V, H, W, C], smaller by the windows without padding
+    """`ssim` before its mean."""
     height, width, channels = images.shape[1:]
     if padding == 0 and min(height, width) <= 2 * SSIM_RADIUS:
         raise ValueError(
@@ -49,4 +59,4 @@ def ssim(
     variances = mean_xx - mean_x * mean_x + mean_yy - mean_y * mean_y
     luminance = (2 * mean_x * mean_y + _SSIM_C1) / (mean_x * mean_x + mean_y * mean_y + _SSIM_C1)
     structure = (2 * covariance + _SSIM_C2) / (variances + _SSIM_C2)
-    return (luminance * structure).mean(dim=(1, 2, 3))
+    return (luminance * structure).permute(0, 2, 3, 1)

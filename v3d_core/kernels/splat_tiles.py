@@ -10,8 +10,8 @@ order by a counting sort. Both directions walk a tile's list front to back and d
 pixels per instruction; the gradient of a pair goes to a slot of its own and is summed per Gaussian
 afterwards, which is repeatable. Contract and oracle: `splats/torch_raster.py`.
 
-The Gaussian record has 12 floats: x, y, conic a, b, c, opacity, r, g, b, half height, half width,
-one unused. Pictures have 4 channels: premultiplied colour and coverage.
+Records and their gradients are those of `splat_records`. Pictures have 4 channels: premultiplied
+colour and coverage.
 """
 
 # Annotations must be evaluated: Warp reads the types of kernel arguments from them.
@@ -21,8 +21,7 @@ import warp as wp
 __name__ = "v3d_core.kernels.splat_tiles"
 
 TILE = 16  # pixels; 8 was slower on CPU (51/98 against 12/54 ms at 50k splats, 512 px; measured)
-RECORD = 12  # floats per Gaussian
-PAIR_GRADIENTS = 9  # floats per pair: r, g, b, opacity, x, y, conic a, b, c
+PAIR_GRADIENTS = 9  # floats per pair: r, g, b, d_power, and its moments dx, dy, dx dx, dx dy, dy dy
 
 _EXP = r"""
 // exp(x) for -8 <= x <= 0 as exp(x / 8)^8 by a polynomial: relative error below 2e-5, vectorises
@@ -46,7 +45,7 @@ const int* __restrict__ gaussian = pair_gaussian.data;
 const float* __restrict__ record = gaussians.data;
 int begin = tile_start.data[tile], end = tile_start.data[tile + 1];
 for (int m = begin; m < end; ++m) {
-  const float* q = record + (size_t)gaussian[m] * 12;
+  const float* q = record + (size_t)gaussian[m] * 16;
   float x = q[0] - left - .5f, y = q[1] - top - .5f;
   float a = q[2] * -.5f, b = -q[3], c = q[4] * -.5f, o = q[5], r = q[6], g = q[7], bl = q[8];
   int row0 = (int)(y - q[9]), row1 = (int)(y + q[9]) + 2;
@@ -104,7 +103,7 @@ for (int j = 0; j < rows; ++j) for (int i = 0; i < cols; ++i) {
 }
 const float* __restrict__ record = gaussians.data;
 for (int m = begin; m < end; ++m) {
-  const float* q = record + (size_t)pair_gaussian.data[m] * 12;
+  const float* q = record + (size_t)pair_gaussian.data[m] * 16;
   float x = q[0] - left - .5f, y = q[1] - top - .5f;
   float a = q[2] * -.5f, b = -q[3], c = q[4] * -.5f, o = q[5], r = q[6], g = q[7], bl = q[8];
   int row0 = (int)(y - q[9]), row1 = (int)(y + q[9]) + 2;
@@ -132,17 +131,13 @@ for (int m = begin; m < end; ++m) {
       Sj[i] = s; Tj[i] = t - w;
       A[0][i] += w * h0[i]; A[1][i] += w * h1[i]; A[2][i] += w * h2[i];
       float d_alpha = (t * gain - s / (1.f - alpha)) * free_;
-      A[3][i] += d_alpha * e;
       float d_power = d_alpha * alpha, px = d_power * dx, py = d_power * dy;
+      A[3][i] += d_power;
       A[4][i] += px; A[5][i] += py; A[6][i] += px * dx; A[7][i] += px * dy; A[8][i] += py * dy;
     }
   }
-  float s[9];
-  for (int k = 0; k < 9; ++k) { float v = 0; for (int i = 0; i < TILE; ++i) v += A[k][i]; s[k] = v; }
   float* out = pair_gradients.data + (size_t)pair_slot.data[m] * 9;
-  out[0] = s[0]; out[1] = s[1]; out[2] = s[2]; out[3] = s[3];
-  out[4] = 2.f * a * s[4] + b * s[5]; out[5] = 2.f * c * s[5] + b * s[4];
-  out[6] = -.5f * s[6]; out[7] = -s[7]; out[8] = -.5f * s[8];
+  for (int k = 0; k < 9; ++k) { float v = 0; for (int i = 0; i < TILE; ++i) v += A[k][i]; out[k] = v; }
   if ((m & 15) == 15) {
     float most = 0.f;
     for (int i = 0; i < PIXELS; ++i) most = T[i] > most ? T[i] : most;
@@ -207,10 +202,10 @@ def count_pairs(
     for k in range(order.shape[0]):
         g = int(order[k])
         gaussian_start[k] = total
-        half_x = gaussians[g * 12 + 10]
+        half_x = gaussians[g * 16 + 10]
         if half_x > 0.0:
-            x0, x1 = _tile_range(gaussians[g * 12], half_x, columns)
-            y0, y1 = _tile_range(gaussians[g * 12 + 1], gaussians[g * 12 + 9], rows)
+            x0, x1 = _tile_range(gaussians[g * 16], half_x, columns)
+            y0, y1 = _tile_range(gaussians[g * 16 + 1], gaussians[g * 16 + 9], rows)
             for j in range(y0, y1):
                 for i in range(x0, x1):
                     tile_pairs[j * columns + i] = tile_pairs[j * columns + i] + 1
@@ -232,10 +227,10 @@ def list_pairs(
     slot = int(0)  # noqa: RUF046, UP018 (as above)
     for k in range(order.shape[0]):
         g = int(order[k])
-        half_x = gaussians[g * 12 + 10]
+        half_x = gaussians[g * 16 + 10]
         if half_x > 0.0:
-            x0, x1 = _tile_range(gaussians[g * 12], half_x, columns)
-            y0, y1 = _tile_range(gaussians[g * 12 + 1], gaussians[g * 12 + 9], rows)
+            x0, x1 = _tile_range(gaussians[g * 16], half_x, columns)
+            y0, y1 = _tile_range(gaussians[g * 16 + 1], gaussians[g * 16 + 9], rows)
             for j in range(y0, y1):
                 for i in range(x0, x1):
                     p = next_pair[j * columns + i]
@@ -294,11 +289,11 @@ def sum_pair_gradients(
     pair_gradients: _Floats,
     gradients: _Floats,
 ):
-    """Sum every Gaussian's pair gradients into its own 9 floats."""
+    """Sum every Gaussian's pair gradients into its record's gradient."""
     k = first + wp.tid() * stride
     g = int(order[k])
     for channel in range(9):
         total = float(0.0)  # noqa: UP018 (as above)
         for m in range(gaussian_start[k], gaussian_start[k + 1]):
             total += pair_gradients[m * 9 + channel]
-        gradients[g * 9 + channel] = total
+        gradients[g * 12 + channel] = total

@@ -21,7 +21,8 @@ from .config import SplatFitConfig
 from .densify import Parameters, split_and_prune
 from .init import splats_from_hull
 from .projection import LOW_PASS_VARIANCE
-from .raster import choose_engine, cores_for_engine, rasterize, render_splats
+from .engines import choose_engine, cores_for_engine
+from .raster import rasterize, render_splats
 
 SSIM_MARGIN = 2 * SSIM_RADIUS  # px around the object inside which SSIM windows reach it
 
@@ -92,7 +93,7 @@ def fit_splats(
         "psnr_train": round(psnr_train, 3),
         "resolution": max(small.cameras.width, small.cameras.height),
         "seed": config.seed,
-        "engine": choose_engine(views.device, views.images.dtype)[0],
+        "engine": choose_engine(views.device, views.images.dtype).name,
         "device": str(views.device),
         "stopped": stopped,
     }
@@ -127,7 +128,8 @@ def _optimise(
         batch = next(batches)
         backgrounds = _backgrounds(len(batch), config.random_background, generator, views.device)
 
-        colours, alphas, projected = rasterize(*parameters.activated(), views.cameras[batch])
+        picture = rasterize(*parameters.activated(), views.cameras[batch], pull=scores)
+        colours, alphas = picture[..., :3], picture[..., 3]
         window = _joined(windows[view] for view in batch)
         loss = _loss(colours, alphas, targets[batch], backgrounds, window, config)
         if config.opacity_weight:
@@ -137,8 +139,6 @@ def _optimise(
         loss.backward()
         parameters.optimizer.step()
 
-        # how hard a Gaussian pulls on the pictures: the measure of Kerbl et al. 2023, section 5.2
-        scores += projected.means2d.grad.norm(dim=-1).sum(0)  # type: ignore[union-attr]
         if step in rounds:
             budget = _budget(config, initial, rounds.index(step) + 1)
             split_and_prune(parameters, scores, budget, config.prune_opacity)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,6 +17,26 @@ MAX_ALPHA = 0.99  # keeps 1 - alpha away from 0 in the gradient; Kerbl et al. 20
 FRUSTUM_MARGIN = (
     1.3  # slopes are clamped at 1.3 x the half frame in the Jacobian; Kerbl et al. 2023
 )
+
+
+class Pinholes(NamedTuple):
+    """Cameras of one picture size as inner loops hand them around: no checks, nothing read back."""
+
+    world_to_camera: Tensor  # [V, 4, 4] OpenCV axes
+    K: Tensor  # [V, 3, 3] pixels
+    width: int
+    height: int
+
+    @classmethod
+    def of(cls, cameras: Cameras) -> Pinholes:
+        """The same cameras without their checks."""
+        return cls(cameras.world_to_camera, cameras.K, cameras.width, cameras.height)
+
+    @property
+    def centres(self) -> Tensor:  # [V, 3]
+        """Camera centres in world units."""
+        rotation, shift = self.world_to_camera[:, :3, :3], self.world_to_camera[:, :3, 3:]
+        return -(rotation.transpose(1, 2) @ shift)[..., 0]
 
 
 @dataclass(frozen=True)
@@ -55,7 +76,7 @@ def project_gaussians(
     quats: Tensor,  # [N, 4]
     scales: Tensor,  # [N, 3]
     opacities: Tensor,  # [N]
-    cameras: Cameras,
+    cameras: Cameras | Pinholes,
 ) -> Projected:
     """Footprints by the local affine approximation of the projection (Zwicker et al. 2001).
 

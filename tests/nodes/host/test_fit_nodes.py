@@ -106,8 +106,8 @@ def test_the_largest_seed_works():
 def test_the_compiled_engine_runs_under_the_name_the_host_imports_us_by():
     pytest.importorskip("warp")
     assert "/" in PACK  # a name that compilers must not make file names of
-    raster = pack("v3d_core.splats.raster")
-    assert raster.choose_engine(torch.device("cpu"), torch.float32)[0] == "warp"
+    engines = pack("v3d_core.splats.engines")
+    assert engines.choose_engine(torch.device("cpu"), torch.float32).name == "warp"
 
 
 def test_the_help_page_has_the_presets_own_numbers():

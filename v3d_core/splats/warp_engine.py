@@ -1,0 +1,107 @@
+"""NVIDIA Warp, started once: modules compiled and loaded, kernels launched on torch's tensors."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import cache
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from .. import backends
+
+MAX_THREADS = 8  # more brought nothing for pictures of 512 px (a thousand tiles)
+
+
+class WarpEngine:
+    """Warp's modules on one device, and on the CPU the threads that share its launches."""
+
+    def __init__(self, device: torch.device, modules: tuple[ModuleType, ...]) -> None:
+        warp = backends.load("warp")
+        # no banner, and no warning that a machine without a GPU has none
+        if hasattr(warp.config, "log_level"):
+            warp.config.log_level = warp.LOG_ERROR
+        else:  # before Warp 1.16
+            warp.config.quiet = True
+        with _native_stderr_closed():
+            warp.init()
+        if device.type == "cuda" and not warp.is_cuda_available():
+            raise RuntimeError(
+                f"Warp {warp.__version__} finds no CUDA driver it can use; update the NVIDIA "
+                "driver (525 or newer), or pip install 'warp-lang>=1.12,<1.18'"
+            )
+        self.warp = warp
+        self.device = str(device) if device.type == "cuda" else "cpu"
+        for module in modules:
+            # loaded before the first launch: not thread-safe, and not allowed in a graph capture
+            warp.load_module(module, device=self.device)
+        self._streams: dict[int, object] = {}
+        self.threads = max(1, min(MAX_THREADS, os.cpu_count() or 1))
+        if device.type == "cpu":
+            self.pool = ThreadPoolExecutor(self.threads, thread_name_prefix="v3d-raster")
+
+    def launch(self, kernel: object, inputs: list, threads: int = 1) -> None:
+        """Run a kernel: on the calling thread on CPU, on torch's current stream on CUDA."""
+        wrapped = [self._wrap(i) for i in inputs]
+        if self.device == "cpu":
+            self.warp.launch(kernel, dim=threads, inputs=wrapped, device="cpu")
+            return
+        handle = torch.cuda.current_stream(self.device).cuda_stream
+        if handle not in self._streams:
+            self._streams[handle] = self.warp.Stream(self.device, cuda_stream=handle)
+        self.warp.launch(
+            kernel, dim=threads, inputs=wrapped, device=self.device, stream=self._streams[handle]
+        )
+
+    def share(self, kernel: object, inputs: list, items: int) -> None:
+        """Run a kernel of `first` and `stride` over `items`: on all threads on CPU."""
+        if self.device != "cpu":
+            self.launch(kernel, [0, 1, *inputs], items)
+            return
+        wrapped = [self._wrap(i) for i in inputs]
+
+        def part(first: int) -> None:
+            count = len(range(first, items, self.threads))
+            if count:
+                arguments = [first, self.threads, *wrapped]
+                self.warp.launch(kernel, dim=count, inputs=arguments, device="cpu")
+
+        list(self.pool.map(part, range(self.threads)))
+
+    def _wrap(self, value: object) -> object:
+        if not isinstance(value, Tensor):
+            return value
+        # snippets take flat arrays; detached, or Warp would make room for a gradient
+        return self.warp.from_torch(value.detach().view(-1))
+
+
+@cache
+def warp_engine(device: torch.device, *modules: ModuleType) -> WarpEngine:
+    """The engine of a device with its modules; compiles them at the first call ever (seconds)."""
+    return WarpEngine(device, modules)
+
+
+@contextmanager
+def _native_stderr_closed() -> Iterator[None]:
+    """Sends file descriptor 2 nowhere.
+
+    Warp's native start-up code warns of a missing NVIDIA driver and cannot be asked not to; on a
+    machine without a GPU that is no news.
+    """
+    try:
+        saved = os.dup(2)
+    except OSError:  # a windowed program has none
+        yield
+        return
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+        os.close(nowhere)
