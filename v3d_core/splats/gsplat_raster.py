@@ -25,16 +25,12 @@ from __future__ import annotations
 
 from functools import cache
 from types import ModuleType
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from .. import backends
-from .projection import LOW_PASS_VARIANCE, NEAR_DEPTH
-
-if TYPE_CHECKING:
-    from .projection import Pinholes
+from .projection import LOW_PASS_VARIANCE, NEAR_DEPTH, Pinholes
 
 TILE = 16  # pixels; gsplat's own default, "other values are not tested"
 STOP_TRANSMITTANCE = 1e-4  # compiled into gsplat's kernels
