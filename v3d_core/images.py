@@ -111,6 +111,28 @@ def resize_views(views: Views, width: int, height: int) -> Views:
     )
 
 
+def crop_views(views: Views, margin: int) -> Views:
+    """The same views cut to the box around all objects and `margin` pixels more; cameras follow."""
+    covered = views.masks.amax(0) > 0
+    rows, columns = torch.nonzero(covered.any(1))[:, 0], torch.nonzero(covered.any(0))[:, 0]
+    if not len(rows):
+        return views
+    top, left = max(int(rows[0]) - margin, 0), max(int(columns[0]) - margin, 0)
+    box = (
+        slice(None),
+        slice(top, int(rows[-1]) + 1 + margin),
+        slice(left, int(columns[-1]) + 1 + margin),
+    )
+    images, masks = views.images[box], views.masks[box]
+    K = views.cameras.K.clone()
+    K[:, 0, 2] -= left
+    K[:, 1, 2] -= top
+    height, width = masks.shape[1:]
+    cameras = dataclasses.replace(views.cameras, K=K, width=width, height=height)
+    normals = None if views.normals is None else views.normals[box]
+    return dataclasses.replace(views, images=images, masks=masks, cameras=cameras, normals=normals)
+
+
 def _resample(pictures: Tensor, width: int, height: int) -> Tensor:  # [V, H, W, C]
     source_height, source_width = pictures.shape[1:3]
     planes = pictures.permute(0, 3, 1, 2).contiguous()

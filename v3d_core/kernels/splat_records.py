@@ -49,9 +49,11 @@ float z = pose[8] * mean[0] + pose[9] * mean[1] + pose[10] * mean[2] + pose[11];
 bool in_front = z > NEAR_DEPTH;
 float iz = 1.f / (in_front ? z : 1.f);
 float u = x * iz, v = y * iz;
-float limit_x = MARGIN * 0.5f * width / fx, limit_y = MARGIN * 0.5f * height / fy;
-float cu = u < -limit_x ? -limit_x : (u > limit_x ? limit_x : u);
-float cv = v < -limit_y ? -limit_y : (v > limit_y ? limit_y : v);
+float margin_x = (MARGIN - 1.f) * 0.5f * width, margin_y = (MARGIN - 1.f) * 0.5f * height;
+float low_u = -(cx + margin_x) / fx, high_u = (width - cx + margin_x) / fx;
+float low_v = -(cy + margin_y) / fy, high_v = (height - cy + margin_y) / fy;
+float cu = u < low_u ? low_u : (u > high_u ? high_u : u);
+float cv = v < low_v ? low_v : (v > high_v ? high_v : v);
 float axes[9], row_x[3], row_y[3];
 float xx = LOW_PASS, xy = 0.f, yy = LOW_PASS;
 for (int k = 0; k < 3; ++k) {

@@ -37,6 +37,8 @@ class SplatFitConfig:
     quats_rate: float = 5e-3
     opacities_rate: float = 5e-2
     sh_rate: float = 1.5e-2
+    rates_end: float = 1.0  # all other rates fall log-linearly to this share of theirs
+    adam_epsilon: float = 1e-15  # gradients below it hardly move a Gaussian
     # densification
     densify_from: float = 0.1  # fraction of the run
     densify_until: float = 0.7

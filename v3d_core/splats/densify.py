@@ -1,6 +1,8 @@
-"""Edits of the set of Gaussians while it is optimised: split the needy, remove the invisible.
+"""The optimised Gaussians and the edits of their set: split the needy, remove the invisible.
 
-All edits go through `Parameters.keep_and_add`, which moves the optimiser's state along.
+Storage has room for the whole budget from the start and never moves, so that a step over it can be
+captured once as a CUDA graph. Slots without a Gaussian are transparent: no picture shows them and
+no gradient reaches them.
 """
 
 from __future__ import annotations
@@ -11,83 +13,105 @@ import torch
 from torch import Tensor
 
 from ..structures import GaussianSplats
-from .projection import quats_to_rotations
+from .projection import MAX_ALPHA, MIN_ALPHA, quats_to_rotations
 
 SPLIT_SHRINK = 1.6  # a split Gaussian's width against its parent's; Kerbl et al. 2023, section 5.2
 SPLIT_OFFSET = 0.5  # standard deviations from the parent's centre, along its longest axis
+EMPTY_LOGIT = -30.0  # of the opacity of an empty slot: far below the 1/255 that is drawn
 
 
 class Parameters:
-    """Raw optimised variables of N Gaussians and their Adam state.
+    """Raw optimised variables of up to `capacity` Gaussians and their Adam state.
 
-    Raw forms: `log_scales`, `logit_opacities`, quaternions of any length; `sh` is split so that
+    Raw forms: `log_scales`, `logit_opacities` (of opacity / 0.99: an opacity above that is cut by
+    the rasterisers and would get no gradient), quaternions of any length; `sh` is split so that
     the higher bands can learn more slowly, as in 3DGS.
     """
 
-    def __init__(self, splats: GaussianSplats, rates: dict[str, float]) -> None:
-        opacities = splats.opacities.clamp(1e-4, 1 - 1e-4)
+    def __init__(
+        self,
+        splats: GaussianSplats,
+        rates: dict[str, float],
+        capacity: int,
+        epsilon: float = 1e-15,  # Adam's, as in 3DGS
+    ) -> None:
+        room = capacity - len(splats)
+        if room < 0:
+            raise ValueError(f"{len(splats)} splats do not fit into room for {capacity}")
+        opacities = (splats.opacities / MAX_ALPHA).clamp(1e-4, 1 - 1e-4)
         raw = {
-            "means": splats.means,
-            "log_scales": splats.scales.log(),
-            "quats": splats.quats,
-            "logit_opacities": torch.logit(opacities),
-            "sh_dc": splats.sh[:, :1],
-            "sh_rest": splats.sh[:, 1:],
+            "means": (splats.means, 0.0),
+            "log_scales": (splats.scales.log(), 0.0),
+            "quats": (splats.quats, 1.0),
+            "logit_opacities": (torch.logit(opacities), EMPTY_LOGIT),
+            "sh_dc": (splats.sh[:, :1], 0.0),
+            "sh_rest": (splats.sh[:, 1:], 0.0),
         }
-        self.values: dict[str, Tensor] = {
-            name: value.detach().clone().contiguous().requires_grad_(True)
-            for name, value in raw.items()
-        }
-        # fused Adam is 7 times faster than the default on CPU (measured); eps as in 3DGS
+        self.values: dict[str, Tensor] = {}
+        for name, (value, filler) in raw.items():
+            empty = value.new_full((room, *value.shape[1:]), filler)
+            self.values[name] = torch.cat([value.detach(), empty]).requires_grad_(True)
+        on_cuda = splats.means.is_cuda
+        self.rates = {name: torch.tensor(rates[name], device=splats.device) for name in raw}
+        # fused Adam is 7 times faster than the default on CPU (measured)
         self.optimizer = torch.optim.Adam(
-            [{"params": [self.values[n]], "lr": rates[n], "name": n} for n in self.values],
-            eps=1e-15,
+            [
+                {"params": [value], "lr": self.rates[n] if on_cuda else rates[n], "name": n}
+                for n, value in self.values.items()
+                if value.numel()
+            ],
+            eps=epsilon,
             fused=True,
+            capturable=on_cuda,
         )
 
     def __len__(self) -> int:
-        return len(self.values["means"])
+        """How many Gaussians there are; waits for the device."""
+        return int((self.values["logit_opacities"] > EMPTY_LOGIT / 2).sum())
 
-    def set_rate(self, name: str, rate: float) -> None:
-        """Change one learning rate."""
+    def set_rates(self, rates: dict[str, float]) -> None:
+        """Change learning rates; on CUDA without waiting for the device."""
         for group in self.optimizer.param_groups:
-            if group["name"] == name:
-                group["lr"] = rate
+            name = group["name"]
+            if name in rates:
+                if isinstance(group["lr"], Tensor):
+                    group["lr"].fill_(rates[name])
+                else:
+                    group["lr"] = rates[name]
+
+    def opacities(self) -> Tensor:  # [capacity]
+        """Opacities in [0, 0.99], differentiable."""
+        return self.values["logit_opacities"].sigmoid() * MAX_ALPHA
 
     def activated(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Means, quats, scales, opacities and sh as the rasteriser takes them, differentiable."""
         v = self.values
-        sh = torch.cat([v["sh_dc"], v["sh_rest"]], dim=1)
-        return v["means"], v["quats"], v["log_scales"].exp(), v["logit_opacities"].sigmoid(), sh
+        sh = torch.cat([v["sh_dc"], v["sh_rest"]], dim=1) if v["sh_rest"].numel() else v["sh_dc"]
+        return v["means"], v["quats"], v["log_scales"].exp(), self.opacities(), sh
 
     @torch.no_grad()
     def splats(self) -> GaussianSplats:
-        """The Gaussians as a checked value, sharing no memory with the optimiser."""
+        """The Gaussians that can be seen as a checked value, sharing no memory with the optimiser."""
         means, quats, scales, opacities, sh = self.activated()
-        quats = torch.nn.functional.normalize(quats, dim=-1)
-        return GaussianSplats(means.clone(), scales, quats, opacities, sh.clone())
+        seen = torch.nonzero(opacities >= MIN_ALPHA)[:, 0]
+        quats = torch.nn.functional.normalize(quats[seen], dim=-1)
+        return GaussianSplats(means[seen], scales[seen], quats, opacities[seen], sh[seen])
 
     @torch.no_grad()
-    def keep_and_add(self, keep: Tensor, new: dict[str, Tensor]) -> None:
-        """Keep the Gaussians at `keep` with their Adam state and append new ones without any."""
-        for group in self.optimizer.param_groups:
-            name = group["name"]
-            old = self.values[name]
-            value = torch.cat([old.detach()[keep], new[name]]).requires_grad_(True)
-            state = self.optimizer.state.pop(old, None)
-            if state:
-                for key in ("exp_avg", "exp_avg_sq"):
-                    fresh = torch.zeros_like(new[name])
-                    state[key] = torch.cat([state[key][keep], fresh])
-                self.optimizer.state[value] = state
-            group["params"] = [value]
-            self.values[name] = value
+    def put(self, slots: Tensor, values: dict[str, Tensor]) -> None:
+        """Write Gaussians into slots and forget these slots' optimiser state."""
+        for name, value in self.values.items():
+            value.index_copy_(0, slots, values[name])
+            state = self.optimizer.state.get(value, {})
+            for key in ("exp_avg", "exp_avg_sq"):
+                if key in state:
+                    state[key].index_fill_(0, slots, 0.0)
 
 
 @torch.no_grad()
 def split_and_prune(
     parameters: Parameters,
-    scores: Tensor,  # [N]
+    scores: Tensor,  # [capacity]
     budget: int,
     prune_opacity: float,
 ) -> tuple[int, int]:
@@ -100,10 +124,13 @@ def split_and_prune(
         How many were removed and how many were split.
     """
     v = parameters.values
-    opacities = v["logit_opacities"].sigmoid()
-    alive = opacities >= prune_opacity
-    removed = int((~alive).sum())
-    room = max(0, budget - (len(parameters) - removed))
+    logits = v["logit_opacities"]
+    filled = logits > EMPTY_LOGIT / 2
+    alive = parameters.opacities() >= prune_opacity
+    removed = int((filled & ~alive).sum())
+    logits.masked_fill_(~alive, EMPTY_LOGIT)
+    empty = torch.nonzero(~alive)[:, 0]
+    room = max(0, min(budget, len(alive)) - (len(alive) - len(empty)))
     candidates = torch.nonzero(alive & (scores > 0))[:, 0]
     ranked = candidates[torch.argsort(scores[candidates], descending=True, stable=True)]
     parents = ranked[:room]
@@ -114,16 +141,11 @@ def split_and_prune(
         2, longest[:, None].expand(-1, 3, 1)
     )[..., 0]  # fmt: skip
     offset = SPLIT_OFFSET * log_scales.gather(1, longest).exp() * axis
-    children = {
-        name: value.detach()[parents].repeat(2, *[1] * (value.dim() - 1))
-        for name, value in v.items()
-    }
-    children["means"] = torch.cat([v["means"][parents] + offset, v["means"][parents] - offset])
-    thinner = log_scales.scatter_add(
-        1, longest, torch.full_like(longest, 1.0, dtype=log_scales.dtype) * -math.log(SPLIT_SHRINK)
+    child = {name: value.detach()[parents] for name, value in v.items()}
+    child["log_scales"] = log_scales.scatter_add(
+        1, longest, torch.full_like(log_scales[:, :1], -math.log(SPLIT_SHRINK))
     )
-    children["log_scales"] = thinner.repeat(2, 1)
-    keep = alive.clone()
-    keep[parents] = False
-    parameters.keep_and_add(torch.nonzero(keep)[:, 0], children)
+    centre = child["means"]
+    parameters.put(parents, {**child, "means": centre + offset})
+    parameters.put(empty[: len(parents)], {**child, "means": centre - offset})
     return removed, len(parents)

@@ -182,11 +182,12 @@ def cores_for_engine(device: torch.device, dtype: torch.dtype) -> Iterator[None]
 
 
 def compare_with_oracle(
-    engine: Rasterizer, device: torch.device = torch.device("cpu"), size: int = 40, count: int = 200
+    engine: Rasterizer, device: torch.device | None = None, size: int = 40, count: int = 200
 ) -> str:
     """What is wrong with an engine on a random scene, or an empty string.
 
-    Both the picture and the gradients of every input are compared with the torch oracle.
+    Both the picture and the gradients of every input are compared with the torch oracle, on
+    `device` (by default the CPU).
     """
     generator = torch.Generator().manual_seed(0)
     width, height = size, size - 7  # no multiples of a tile

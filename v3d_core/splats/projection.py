@@ -106,10 +106,16 @@ def project_gaussians(
 
     # columns of `axes` are the ellipsoid's semi-axes in camera space, so Sigma = axes axes^T
     axes = rotation[:, None] @ (quats_to_rotations(quats) * scales[:, None, :])  # [V, N, 3, 3]
-    limit_x = FRUSTUM_MARGIN * 0.5 * cameras.width / fx
-    limit_y = FRUSTUM_MARGIN * 0.5 * cameras.height / fy
-    clamped_x = slope_x.clamp(min=-limit_x, max=limit_x)
-    clamped_y = slope_y.clamp(min=-limit_y, max=limit_y)
+    # slopes outside the frame by more than a margin are clamped; the frame may be a cut-out, so
+    # its sides are measured from the principal point
+    margin_x = (FRUSTUM_MARGIN - 1) * 0.5 * cameras.width
+    margin_y = (FRUSTUM_MARGIN - 1) * 0.5 * cameras.height
+    clamped_x = torch.clamp(
+        slope_x, min=-(cx + margin_x) / fx, max=(cameras.width - cx + margin_x) / fx
+    )
+    clamped_y = torch.clamp(
+        slope_y, min=-(cy + margin_y) / fy, max=(cameras.height - cy + margin_y) / fy
+    )
     row_x = (fx * inverse_depth)[..., None] * (
         axes[..., 0, :] - clamped_x[..., None] * axes[..., 2, :]
     )

@@ -1,0 +1,175 @@
+"""One step of the splat fit, and how steps are run: one by one, or as a captured CUDA graph."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .config import SplatFitConfig
+from .densify import Parameters
+from .engines import choose_engine
+from .photometric import LossWeights, photometric_loss
+from .projection import Pinholes
+from .raster import rasterize
+
+DRAWS = 1024  # batches and backgrounds drawn in advance; a longer run uses them again
+WARM_UP_STEPS = 3  # before a capture, as torch's documentation of CUDA graphs asks
+PAIR_ROOM = 1.5  # room for pairs in a captured step, against what the first step wants
+
+
+@dataclass(frozen=True)
+class Draws:
+    """What chance decides, drawn in advance on the CPU: the same on every device.
+
+    Attributes:
+        batches: Views of each step. [S, B] int64
+        backgrounds: sRGB behind each picture of each step. [S, B, 3]
+    """
+
+    batches: Tensor
+    backgrounds: Tensor
+
+
+def draw(
+    views: int, config: SplatFitConfig, generator: torch.Generator, device: torch.device
+) -> Draws:
+    """Views and backgrounds of the steps; every view comes once before any comes again."""
+    size = min(config.views_per_step, views)
+    count = min(config.steps, DRAWS) if not config.seconds else DRAWS
+    queue: list[int] = []
+    batches = []
+    for _ in range(count):
+        batch: list[int] = []
+        while len(batch) < size:
+            if not queue:
+                queue = torch.randperm(views, generator=generator).tolist()
+            view = queue.pop()
+            if view not in batch:
+                batch.append(view)
+        batches.append(batch)
+    if config.random_background:
+        backgrounds = torch.rand(count, size, 3, generator=generator)
+    else:
+        backgrounds = torch.ones(count, size, 3)
+    return Draws(torch.tensor(batches, device=device), backgrounds.to(device))
+
+
+class Stepper:
+    """Runs steps over fixed storage: Gaussians, targets, cameras.
+
+    On CUDA with an engine that never waits for the device, a step is captured once as a CUDA graph
+    and replayed: the host then costs nothing.
+    """
+
+    def __init__(
+        self,
+        parameters: Parameters,
+        targets: Tensor,  # [V, H, W, 4]
+        confidences: Tensor,  # [V, H, W]
+        pinholes: Pinholes,
+        draws: Draws,
+        config: SplatFitConfig,
+        perceptual: Callable[[Tensor, Tensor], Tensor] | None = None,
+    ) -> None:
+        """`perceptual` compares pictures [B, H, W, 3] with targets and gives a loss, or is None."""
+        self.parameters, self.targets, self.confidences = parameters, targets, confidences
+        self.pinholes, self.draws, self.config = pinholes, draws, config
+        self.perceptual = perceptual
+        device = targets.device
+        self.pull = torch.zeros(len(parameters.values["means"]), device=device)
+        self.position = torch.zeros(1, dtype=torch.int64, device=device)  # in the draws
+        self.loss = torch.zeros((), device=device)  # of all steps since it was last set to 0
+        self.taken = 0
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self._capacity = None
+        engine = choose_engine(device, targets.dtype)
+        self._captures = device.type == "cuda" and engine.capturable and perceptual is None
+
+    def step(self) -> None:
+        """One step; on CUDA only enqueued."""
+        if self._captures and self._graph is None and self.taken >= WARM_UP_STEPS:
+            self._capture()
+        if self._graph is not None:
+            self._graph.replay()
+        else:
+            self._compute()
+        self.taken += 1
+
+    def lost_pairs(self) -> bool:
+        """Whether a captured step had too little room; makes more. Waits for the device."""
+        if self._capacity is None or int(self._capacity.wanted) <= self._capacity.pairs:
+            return False
+        self._graph = None  # captured again, with more room, at the next step
+        return True
+
+    def _compute(self) -> None:
+        config, p = self.config, self.parameters
+        index = self.position % len(self.draws.batches)
+        batch = self.draws.batches.index_select(0, index)[0]
+        backgrounds = self.draws.backgrounds.index_select(0, index)[0]
+        cameras = Pinholes(
+            self.pinholes.world_to_camera.index_select(0, batch),
+            self.pinholes.K.index_select(0, batch),
+            *self.pinholes[2:],
+        )
+        pictures = rasterize(*p.activated(), cameras, pull=self.pull)
+        weights = LossWeights(config.ssim_weight, config.mask_weight)
+        loss = photometric_loss(
+            pictures, self.targets, self.confidences, batch, backgrounds, weights
+        )
+        if self.perceptual is not None:
+            wanted = self.targets[batch]
+            behind = backgrounds[:, None, None]
+            loss = loss + config.lpips_weight * self.perceptual(
+                pictures[..., :3] + (1 - pictures[..., 3:]) * behind,
+                wanted[..., :3] + (1 - wanted[..., 3:]) * behind,
+            )
+        self.loss += loss.detach()
+        loss = loss + self._regularisers()
+        p.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        p.optimizer.step()
+        self.position += 1
+
+    def _regularisers(self) -> Tensor:
+        config, p = self.config, self.parameters
+        total = torch.zeros((), device=self.loss.device)
+        if config.opacity_weight:
+            total = total + config.opacity_weight * p.opacities().mean()
+        return total
+
+    def _capture(self) -> None:
+        """Record a step; the room for pairs comes from what a plain step wants now."""
+        from .warp_cuda_raster import PairCapacity, fixed_pair_capacity
+
+        device = self.targets.device
+        wanted = torch.zeros(1, dtype=torch.int32, device=device)
+        probe = PairCapacity(1, wanted)
+        with torch.no_grad(), fixed_pair_capacity(probe):  # all views: the largest batch there is
+            most = 0
+            for start in range(0, len(self.pinholes.K), len(self.draws.batches[0])):
+                part = slice(start, start + len(self.draws.batches[0]))
+                cameras = Pinholes(
+                    self.pinholes.world_to_camera[part], self.pinholes.K[part], *self.pinholes[2:]
+                )
+                rasterize(*self.parameters.activated(), cameras)
+                most = max(most, int(wanted))
+        growth = len(self.pull) / max(1, len(self.parameters))
+        self._capacity = PairCapacity(int(most * PAIR_ROOM * growth), torch.zeros_like(wanted))
+        graph = torch.cuda.CUDAGraph()
+        torch.cuda.synchronize(device)
+        self.parameters.optimizer.zero_grad(set_to_none=True)
+        with fixed_pair_capacity(self._capacity), torch.cuda.graph(graph):
+            self._compute()
+        self._graph = graph
+
+
+def on_one_stream(device: torch.device):
+    """Scope of a fit on CUDA: a stream of its own, on which graphs can be captured."""
+    if device.type != "cuda":
+        return nullcontext()
+    return torch.cuda.stream(torch.cuda.Stream(device))
