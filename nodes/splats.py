@@ -203,7 +203,7 @@ def summary(report: dict[str, Any]) -> str:
     quality = f"{report['psnr_train']:.2f} dB"
     if "psnr_test" in report:
         quality += f" ({report['psnr_test']:.2f} dB held out)"
-    early = "" if report["stopped"] == "all steps" else f", stopped by {report['stopped']}"
+    early = "" if report["stopped"] == "all steps" else f", stopped: {report['stopped']}"
     return f"{report['splats']:,} splats, {quality}, {report['seconds']:.1f} s{early}"
 
 

@@ -1,4 +1,4 @@
-"""Writes workflows/*.jpg: runs two workflows in a running ComfyUI and pictures what they made.
+"""Writes workflows/*.jpg: runs three workflows in a running ComfyUI and pictures what they made.
 
     python tests/nodes/host/make_thumbnails.py http://127.0.0.1:8188 OUTPUT_FOLDER
 
@@ -72,6 +72,18 @@ def splat_pictures(server: str) -> list[Image.Image]:
     return pictures
 
 
+def scores_picture(server: str) -> Image.Image:
+    """Renderings, true pictures and differences of three held-out views, a row each."""
+    prompt, outputs = run(server, "splat_scores")
+    number = next(n for n, entry in prompt.items() if entry["class_type"] == "PreviewImage")
+    canvas = Image.new("RGB", (SIZE, SIZE), "white")
+    for row, shown in enumerate(outputs[number]["images"][:3]):
+        query = urllib.parse.urlencode(shown)
+        picture = Image.open(io.BytesIO(fetch(f"{server}/view?{query}"))).convert("RGB")
+        canvas.paste(picture.resize((SIZE, SIZE // 3), Image.LANCZOS), (0, row * SIZE // 3))
+    return canvas
+
+
 def given_picture() -> Image.Image:
     """The picture that the workflows would start from: the demo orbit's first, on white."""
     path = REPOSITORY / "v3d_core" / "data" / "demo_orbit" / "r_000.png"
@@ -143,6 +155,7 @@ def main() -> None:
     thumbnails = {
         "frames_to_splat": turntable[2],
         "frames_to_mesh": mesh,
+        "splat_scores": scores_picture(server),
         "image_to_splat": from_one_picture(turntable[16], []),
         "image_to_mesh": from_one_picture(mesh, []),
         "sv3d_to_splat": from_one_picture(turntable[2], turntable[:: len(turntable) // STRIP]),

@@ -91,7 +91,7 @@ def test_the_line_under_the_node_has_size_quality_time_and_why_it_ended():
     report = {"splats": 12000, "psnr_train": 31.25, "seconds": 7.04, "stopped": "all steps"}
     assert summary(report) == "12,000 splats, 31.25 dB, 7.0 s"
     ended = summary(report | {"psnr_test": 28.5, "stopped": "finish now"})
-    assert ended == "12,000 splats, 31.25 dB (28.50 dB held out), 7.0 s, stopped by finish now"
+    assert ended == "12,000 splats, 31.25 dB (28.50 dB held out), 7.0 s, stopped: finish now"
 
 
 def test_a_single_view_is_refused_under_the_nodes_name():

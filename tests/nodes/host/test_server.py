@@ -42,6 +42,7 @@ WORKFLOWS = (
     "frames_to_splat",
     "image_to_mesh",
     "image_to_splat",
+    "splat_scores",
     "sv3d_to_splat",
 )
 
@@ -156,6 +157,20 @@ def test_frames_to_mesh_runs_from_a_fresh_install(server, object_info):
         assert len(mesh.faces) > 1000
         assert mesh.volume > 0
         assert_is_the_robot(np.asarray(mesh.vertices), display_colours(mesh, suffix))
+
+
+def test_splat_scores_runs_from_a_fresh_install(server, object_info):
+    prompt = workflow_prompt("splat_scores", object_info, QUICK)
+    run = server.run(prompt)
+    assert run.ended == "execution_success", run.error
+    texts = [
+        run.outputs[n]["text"][0] for n, e in prompt.items() if e["class_type"] == "PreviewAny"
+    ]
+    fit, scores = sorted(map(json.loads, texts), key=lambda report: "per_view" in report)
+    assert len(scores["per_view"]) == 6
+    assert 18 < scores["psnr_object"] < scores["psnr"] < fit["psnr_train"] + 3
+    shown = run.outputs[only(prompt, "PreviewImage")]["images"]
+    assert picture(server, shown[0]).shape == (256, 3 * 256, 3)
 
 
 def test_core_nodes_take_the_splat_and_its_file_and_show_the_same_picture(server):

@@ -59,7 +59,7 @@ def test_finish_now_ends_the_fit_within_a_second_and_keeps_its_splat(prefix, ser
     assert report["psnr_train"] > 10
     assert run.outputs[f"{prefix}7"]["text"] == [str(report["splats"])]
     assert report["splats"] > 500
-    assert any("dB" in text and "stopped by finish now" in text for text in run.texts)
+    assert any("dB" in text and "stopped: finish now" in text for text in run.texts)
     status, answer = server.post("/v3d/finish", {"prompt_id": press.prompt_id, "node_id": "4"})
     assert status == 404 and "runs no fit" in answer["error"]
 

@@ -84,6 +84,22 @@ closed mesh with vertex colours, saved as `.glb` and `.obj`.
 {OWN_FRAMES}
 {UNSEEN}"""
 
+SCORES_NOTE = f"""## How good is the splat?
+Queue it as it is: it fits a splat to the 18 training views of the demo orbit, renders the 6 test \
+views that the fit never saw, and compares them with the true ones.
+
+### The figures
+* `psnr_object`: dB on the object alone, more is better; `psnr` counts the white background too. \
+One dB more or less can be seen.
+* The picture shows *rendering | truth | difference*.
+* `psnr_train` of the fit says little: it also rises while the splat learns the faults of the frames.
+
+### Your own frames
+* A data set with a `transforms_test.json` works like the demo.
+* Plain frames have no test views: set `hold_out` of *V3D Fit Splat* to 6. Every 6th view is then \
+scored instead of fitted, and the fit's own report has `psnr_test`.
+{QUALITY}"""
+
 PICTURE = """### The picture
 One object, seen from its front at its own height, not cut off. Remove Background finds it \
 (`birefnet.safetensors` in `models/background_removal`). Does your picture have alpha? Then you may \
@@ -261,6 +277,28 @@ TEMPLATES = {
             9: Node("SaveGLB", 4, {"filename_prefix": "3d/V3D_mesh"}, {"mesh": (7, 0)}),
         },
         FRAME_GROUPS,
+    ),
+    "splat_scores": Template(
+        SCORES_NOTE,
+        {
+            1: Node("V3DLoadViews", 0, {"folder": "demo orbit (shipped)", "split": "train"}),
+            2: Node(
+                "V3DLoadViews", 0, {"folder": "demo orbit (shipped)", "split": "test"}, {}, 760
+            ),
+            3: Node("V3DFitSplat", 1, {"preset": "normal"}, {"views": (1, 0)}),
+            4: Node("PreviewAny", 2, {}, {"source": (3, 1)}),
+            5: Node("V3DRenderSplat", 2, {}, {"splat": (3, 0), "cameras": (2, 3)}, 900),
+            6: Node(
+                "V3DScoreViews",
+                3,
+                {"truth_is": "straight"},
+                {"images": (5, 0), "truth": (2, 1), "masks": (2, 2)},
+                740,
+            ),
+            7: Node("PreviewAny", 4, {}, {"source": (6, 0)}, 400),
+            8: Node("PreviewImage", 4, {}, {"images": (6, 1)}, 740),
+        },
+        (("Views", 0, 0), ("Splat", 1, 2), ("Scores", 3, 4)),
     ),
     "image_to_splat": Template(
         IMAGE_SPLAT_NOTE,
