@@ -26,11 +26,13 @@ from .formats.mesh_files import read_mesh, write_mesh
 from .formats.ply import write_splat_ply
 from .formats.views import LoadedViews, has_split, load_views
 from .generate import BAD_INPUT
+from .holdout import hold_out_every
 from .mesh.config import SplatMeshConfig
 from .reconstruct import prepare_output, reconstruct
 from .report import Stopwatch, write_report
-from .splats.config import SPLAT_PRESETS, SplatFitConfig
+from .splats.config import ALIGN_CHOICES, SPLAT_PRESETS, SplatFitConfig
 from .splats.fit import fit_splats
+from .structures import Views
 
 DEMO_ORBIT = Path(__file__).parent / "data" / "demo_orbit"
 
@@ -75,6 +77,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_input_options(full)
     full.add_argument("--out", type=Path, required=True, metavar="DIR")
     _add_fit_options(full, preset="normal")
+    _add_hold_out(full)
     full.add_argument("--mesh", choices=("splat", "none"), default="splat", help="%(default)s")
     full.set_defaults(run=run_reconstruct)
 
@@ -82,6 +85,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_input_options(splat)
     splat.add_argument("--out", type=Path, required=True, metavar="FILE.ply|DIR")
     _add_fit_options(splat, preset="normal")
+    _add_hold_out(splat)
     splat.set_defaults(run=run_fit_splat)
 
     add_sample_command(commands)
@@ -93,6 +97,7 @@ def build_parser() -> argparse.ArgumentParser:
     picture.add_argument("--out", type=Path, required=True, metavar="DIR")
     add_orbit_options(picture)
     _add_fit_options(picture, preset="normal")
+    _add_hold_out(picture)
     picture.add_argument("--mesh", choices=("splat", "none"), default="splat", help="%(default)s")
     picture.set_defaults(run=run_image_to_3d)
 
@@ -143,13 +148,33 @@ def _add_fit_options(parser: argparse.ArgumentParser, preset: str) -> None:
     fit.add_argument("--preset", choices=tuple(SPLAT_PRESETS), default=preset, help="%(default)s")
     fit.add_argument("--resolution", type=int, metavar="PX", help="longer side that is fitted")
     fit.add_argument("--max-splats", type=int, metavar="N", help="budget of splats")
+    fit.add_argument(
+        "--seconds", type=float, metavar="S", help="time budget: the best fit within it"
+    )
+    fit.add_argument(
+        "--align",
+        choices=ALIGN_CHOICES,
+        default=SplatFitConfig().align,
+        help="frames that disagree, as those of video models, while fitting; %(default)s",
+    )
     add_seed_and_device(fit)
+
+
+def _add_hold_out(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--hold-out",
+        type=int,
+        default=0,
+        metavar="N",
+        help="score every Nth view instead of fitting it, where INPUT has no test views",
+    )
 
 
 def run_demo(options: argparse.Namespace) -> None:
     """Reconstruct the orbit that the package ships."""
     print(f"The demo orbit is a robot that v3d makes and renders itself: {DEMO_ORBIT}")
     options.input, options.masks, options.frames, options.mesh = DEMO_ORBIT, None, None, "splat"
+    options.hold_out = 0
     _reconstruct(options, orbit=None)
 
 
@@ -176,13 +201,15 @@ def _reconstruct(options: argparse.Namespace, orbit: Orbit | None) -> None:
     stopwatch = Stopwatch()
     with stopwatch.stage("load"):
         loaded = load(options, orbit, "train")
-        test = load(options, orbit, "test") if has_split(options.input, "test") else None
+        views, test_views = held_out(options, loaded.views)
+        if has_split(options.input, "test"):
+            test_views = load(options, orbit, "test").views
     report = reconstruct(
-        loaded.views.to(device),
+        views.to(device),
         options.out,
         config,
         SplatMeshConfig() if options.mesh == "splat" else None,
-        test_views=test.views if test else None,
+        test_views=test_views,
         warnings=tuple(loaded.warnings),
         stage_progress=progress_bar,
         stopwatch=stopwatch,
@@ -198,13 +225,20 @@ def run_fit_splat(options: argparse.Namespace) -> None:
     config = chosen_fit(options)
     path = options.out if options.out.suffix.lower() == ".ply" else options.out / "splat.ply"
     prepare_output(path.parent)
-    views = load(options, chosen_orbit(options), "train").views.to(device)
+    views, test_views = held_out(options, load(options, chosen_orbit(options), "train").views)
     start = time.perf_counter()
     with progress_bar("fit splat") as progress:
-        fit = fit_splats(views, config, progress=progress)
+        fit = fit_splats(
+            views.to(device),
+            config,
+            progress=progress,
+            test_views=None if test_views is None else test_views.to(device),
+        )
     write_splat_ply(path, fit.splats)
     seconds = time.perf_counter() - start
     print(f"{path}: {len(fit.splats):,} splats in {seconds:.1f} s, seed {config.seed}")
+    if test_views is not None:
+        print(f"held-out: {fit.report['psnr_test']:.2f} dB ({len(test_views)} views)")
 
 
 def run_export(options: argparse.Namespace) -> None:
@@ -223,10 +257,21 @@ def load(options: argparse.Namespace, orbit: Orbit | None, split: str) -> Loaded
     return loaded
 
 
+def held_out(options: argparse.Namespace, views: Views) -> tuple[Views, Views | None]:
+    """The views to fit, and those that --hold-out sets aside."""
+    if options.hold_out and has_split(options.input, "test"):
+        raise ValueError(f"{options.input} has test views of its own; leave out --hold-out")
+    return hold_out_every(views, options.hold_out)
+
+
 def chosen_fit(options: argparse.Namespace) -> SplatFitConfig:
     """The preset with the options that were given."""
     return SPLAT_PRESETS[options.preset].with_changes(
-        seed=options.seed, resolution=options.resolution, max_splats=options.max_splats
+        seed=options.seed,
+        resolution=options.resolution,
+        max_splats=options.max_splats,
+        seconds=options.seconds,
+        align=options.align,
     )
 
 

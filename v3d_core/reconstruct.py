@@ -114,10 +114,10 @@ def reconstruct(
         with stopwatch.stage("mesh"), stage_progress("mesh") as progress:
             mesh = mesh_from_splats(
                 splats,
-                views.cameras,
+                fit.views.cameras,
                 mesh_config,
                 render=render_splats,
-                views=views,
+                views=fit.views,  # aligned where they disagreed
                 progress=progress,
             )
             for name in ("mesh.glb", "mesh.ply"):

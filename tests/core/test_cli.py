@@ -246,12 +246,38 @@ def test_cuda_on_a_machine_without_it_is_bad_input(orbit_folder, tmp_path, capsy
     assert code == cli.EXIT_BAD_INPUT and "--device cpu" in error
 
 
-@pytest.mark.parametrize("option", ["--resolution", "--max-splats"])
+@pytest.mark.parametrize("option", ["--resolution", "--max-splats", "--seconds"])
 def test_impossible_settings_are_bad_input(orbit_folder, tmp_path, capsys, option):
     code, error = fails(
         capsys, "fit-splat", orbit_folder, "--out", tmp_path / "s.ply", option, "-3"
     )
     assert code == cli.EXIT_BAD_INPUT and "-3" in error
+
+
+def test_held_out_views_are_scored_and_not_fitted(frames_folder, tmp_path, capsys):
+    arguments = ["--hold-out", "6", "--align", "off", "--seconds", "60"]
+    out = tmp_path / "out"
+    assert (
+        cli.main(
+            ["reconstruct", str(frames_folder), "--out", str(out), "--mesh", "none", *arguments]
+        )
+        == 0
+    )
+    report = json.loads((out / "report.json").read_text(encoding="utf-8"))
+    assert report["views"]["count"] == 15 and len(report["scores"]["per_view"]) == 3
+    assert (report["fit_settings"]["align"], report["fit_settings"]["seconds"]) == ("off", 60.0)
+    assert report["scores"]["psnr"] > 15
+    capsys.readouterr()
+    splat = tmp_path / "s.ply"
+    assert cli.main(["fit-splat", str(frames_folder), "--out", str(splat), *arguments]) == 0
+    assert "(3 views)" in capsys.readouterr().out
+
+
+def test_a_data_set_with_test_views_needs_no_others(orbit_folder, tmp_path, capsys):
+    code, error = fails(
+        capsys, "fit-splat", orbit_folder, "--out", tmp_path / "s.ply", "--hold-out", "6"
+    )
+    assert code == cli.EXIT_BAD_INPUT and "has test views of its own" in error
 
 
 def test_interrupt_ends_with_130_and_leaves_no_file(orbit_folder, tmp_path, capsys, monkeypatch):
