@@ -1,6 +1,7 @@
 """Finish now, Render Splat and Score Views in a running ComfyUI."""
 
 import json
+import re
 import time
 
 import numpy as np
@@ -88,6 +89,15 @@ def test_a_cancelled_fit_cannot_be_finished_afterwards(server):
     run = server.run(fit_graph(**ENDLESS, seed=78), interrupt_when=under_way)
     assert run.ended == "execution_interrupted"
     assert server.post("/v3d/finish", {"prompt_id": seen[0], "node_id": "4"})[0] == 404
+
+
+def test_the_front_end_gets_the_button_for_this_node_and_route(server, object_info):
+    assert "/extensions/ComfyUI-V3D/finish_now.js" in server.get_json("/extensions")
+    script = server.get("/extensions/ComfyUI-V3D/finish_now.js").decode()
+    (name,) = re.findall(r'FIT_NODE = "(\w+)"', script)
+    assert name in object_info
+    (route,) = re.findall(r'fetchApi\("([^"]+)"', script)
+    assert server.post(f"/api{route}", {})[0] == 400  # as the front end asks for it
 
 
 def test_prompts_saved_before_the_new_inputs_still_run(server, object_info):
