@@ -215,7 +215,7 @@ def measure_case(
             for kind, work in (("forward", load.forward), ("both", load.both)):
                 repeats = min(100, math.ceil(TURN_SECONDS * 1e3 / clock(work, 1)))
                 works[name, kind] = (work, repeats)
-        except torch.OutOfMemoryError as error:
+        except torch.cuda.OutOfMemoryError as error:
             row["engines"][name] = {"failed": f"out of memory: {str(error).split('. ')[0]}"}
             works = {key: value for key, value in works.items() if key[0] != name}
             gc.collect()

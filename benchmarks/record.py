@@ -15,6 +15,9 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("torch", "warp-lang", "gsplat", "numpy")
+BUSY = 0.5  # load average from which a table says so
+# how busy the machine was before the benchmark, in runnable threads; None where that is unknown
+LOAD_BEFORE = round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None
 
 
 def add_arguments(parser) -> None:
@@ -67,13 +70,17 @@ def machine(device: torch.device) -> dict[str, Any]:
         versions["CUDA of torch"] = str(torch.version.cuda)
     else:
         name = f"{os.cpu_count()} cores, {_cpu_name()}, {torch.get_num_threads()} torch threads"
-    return {"device": name, "system": platform.system(), "versions": versions}
+    system = platform.system()
+    return {"device": name, "system": system, "load_before": LOAD_BEFORE, "versions": versions}
 
 
 def source_line(record: dict[str, Any]) -> str:
     """One sentence under a table: where it comes from."""
     versions = ", ".join(f"{name} {value}" for name, value in record["versions"].items())
-    return f"Commit {record['commit']}; {record['device']}, {record['system']}, {versions}."
+    source = f"Commit {record['commit']}; {record['device']}, {record['system']}, {versions}."
+    load = record.get("load_before")
+    busy = load is not None and load >= BUSY
+    return source + (f" Not idle: load average {load} before the run." if busy else "")
 
 
 def _commit() -> str:
