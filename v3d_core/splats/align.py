@@ -1,0 +1,377 @@
+"""Frames that disagree, made to agree: what differs per view is estimated while a splat is fitted.
+
+The pictures of a video model drift by pixels and in exposure from frame to frame. Now and then
+every frame is compared with the picture of the splat fitted so far, and one Gauss-Newton step
+(Lucas and Kanade 1981) finds a smooth 2-D warp per frame that lays it on the consensus.
+
+The comparison alone leaves a gauge free: a deformation of the object in space, followed by all
+frames, changes no residual, and the average of the frames is a poor choice of it (a drift that
+neighbouring frames share looks like shape). So the step solves for the warps and for a smooth
+deformation of the splat together, under a prior by which warps are small and smooth over the
+picture: among all objects that explain the frames it takes the one that needs the least warping.
+That is bundle adjustment (Triggs et al. 2000) with warps in the place of poses.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..cameras import project_points
+from ..images import premultiply, unpremultiply
+from ..structures import Cameras, Views
+from .align_warp import (
+    evaluate_warps,
+    gaussian_blur,
+    picture_gradients,
+    pixel_positions,
+    read_displaced,
+    spline_basis,
+    warp_precision,
+)
+
+
+@dataclass(frozen=True)
+class AlignConfig:
+    """Settings of the alignment; lengths are fractions of the picture's longer side."""
+
+    resolution: int = 128  # longer side of the pictures compared, px
+    cells: int = 32  # blocks along a side over which the comparison is summed up
+    blur_px: float = 1.0  # before comparing, in pixels of `resolution`
+    # the prior of a warp: standard deviations and the length over which it changes
+    flow_std: float = 0.008
+    flow_length: float = 0.18
+    shift_std: float = 0.004
+    zoom_std: float = 0.01
+    warp_nodes: int = 8  # B-spline nodes along a side of the picture
+    # the deformation of the object
+    field_nodes: int = 6  # along a side of the cube around the object
+    field_std: float = 0.1  # world units; weak, it only settles nodes nobody sees
+    # the comparison
+    residual_std: float = 0.15  # of one pixel of `resolution`, in [0, 1]; above the true noise
+    outlier: float = 0.2  # residual of all channels together at which a pixel counts half
+    # confidence
+    trust: float = 0.1  # smoothed residual at which a pixel's weight in the fit is one half
+    # below this mean warp and spread of gains an orbit agrees and its frames stay as they are
+    agreeing_warp: float = 0.0015
+    agreeing_gain: float = 0.008
+
+
+class FrameAligner:
+    """Warps, gains and confidences of the frames of one orbit, and the frames corrected by them.
+
+    Attributes:
+        targets: Corrected frames, premultiplied sRGB and coverage; rewritten in place by `update`,
+            and equal to what came in as long as the orbit agrees. [V, H, W, 4]
+        weights: Confidence of each pixel in [0, 1]; rewritten in place. [V, H, W]
+        warps: B-spline coefficients of the displacements (x, y). [V, 2, n, n]
+        gains: Factors of the colours; geometric mean over the views 1. [V, 3]
+    """
+
+    def __init__(
+        self,
+        targets: Tensor,  # [V, H, W, 4]
+        cameras: Cameras,
+        centre: Tensor,  # [3]
+        half_size: float,
+        config: AlignConfig | None = None,
+    ) -> None:
+        """Start with frames as they are.
+
+        Args:
+            targets: Premultiplied sRGB and coverage at the resolution of the fit. [V, H, W, 4]
+            cameras: Made for that size.
+            centre: Of a cube around the object, world units. [3]
+            half_size: Half the side of that cube, world units.
+            config: Settings.
+        """
+        self.config = config or AlignConfig()
+        self.cameras, self.centre, self.half_size = cameras, centre, half_size
+        self.targets = targets.clone()
+        self.weights = torch.ones_like(targets[..., 0])
+        self._originals = targets.permute(0, 3, 1, 2).contiguous()
+        count, nodes = len(targets), self.config.warp_nodes
+        self.warps = targets.new_zeros(count, 2, nodes, nodes)
+        self.gains = targets.new_ones(count, 3)
+        c = self.config
+        self._precision = warp_precision(
+            nodes, c.flow_std, c.flow_length, c.shift_std, c.zoom_std, targets
+        )
+        self._small = self._shrunk(self._originals)
+        self._coverage = self._small[:, 3]
+        self._active = torch.zeros((), dtype=torch.bool, device=targets.device)
+        self._errors = [targets.new_zeros(count), targets.new_zeros(count)]  # first, last
+
+    @torch.no_grad()
+    def update(
+        self,
+        rendered: Tensor,  # [V, H, W, 4]
+        means: Tensor,  # [N, 3]
+    ) -> Tensor:  # [N, 3]
+        """Compare the frames with pictures of the splat and correct them.
+
+        Args:
+            rendered: Premultiplied colours and coverage of all views, by the splat of now.
+            means: Centres of its Gaussians, world units.
+
+        Returns:
+            By how much the Gaussians have to move with the corrected frames, world units.
+        """
+        c = self.config
+        consensus = gaussian_blur(self._shrunk(rendered.permute(0, 3, 1, 2)), c.blur_px)
+        frames = gaussian_blur(self._small, c.blur_px)
+        height, width = frames.shape[2:]
+        displaced = read_displaced(frames, evaluate_warps(self.warps, height, width))
+        self.gains = robust_gains(displaced, consensus, self.gains)
+        residual = self._graded(displaced) - consensus
+        slopes = picture_gradients((self._graded(displaced) + consensus) / 2)
+        self._note_error(residual)
+        likely = 1 / (1 + residual.square().sum(1) / c.outlier**2)
+        pull = self._pooled(torch.einsum("vcyxi,vcyx,vyx->vyxi", slopes, residual, likely))
+        tensor = self._pooled(
+            torch.einsum("vcyxi,vcyxj,vyx->vyxij", slopes, slopes, likely).flatten(-2)
+        )
+        warp_step, field = self._solve(tensor.unflatten(-1, (2, 2)), pull, means)
+        self.warps = self.warps + warp_step
+        self._decide()
+        self._rewrite(residual)
+        return field_basis(means, self.centre, self.half_size, c.field_nodes) @ field
+
+    @property
+    def disagreement(self) -> tuple[Tensor, Tensor]:
+        """Mean warp over the object as a fraction of the side, and spread of the gains; scalars."""
+        height, width = self._coverage.shape[1:]
+        length = evaluate_warps(self.warps, height, width).square().sum(-1)
+        moved = ((length * self._coverage).sum() / self._coverage.sum()).sqrt()
+        return moved, self.gains.log().square().mean().sqrt()
+
+    def disagrees(self) -> bool:
+        """Whether the frames disagree by more than what a fit of agreeing frames shows."""
+        return bool(self._active)
+
+    def corrected_views(self, views: Views) -> Views:
+        """The views this was made from, at any resolution, laid on the consensus.
+
+        Each picture is read once from its original; agreeing orbits are returned as they are.
+        """
+        if not self.disagrees():
+            return views
+        planes = torch.cat(
+            [premultiply(views.images, views.masks), views.masks[..., None]], dim=-1
+        ).permute(0, 3, 1, 2)
+        corrected = self._corrected(planes)
+        return dataclasses.replace(
+            views,
+            images=unpremultiply(corrected[..., :3], corrected[..., 3]),
+            masks=corrected[..., 3],
+            normals=None,
+        )
+
+    def report(self, longer_side: int | None = None) -> list[dict[str, float | list[float]]]:
+        """Per view: pixels moved (rms over the object), gains, dB before and now, confidence."""
+        height, width = self._coverage.shape[1:]
+        scale = longer_side or max(self.targets.shape[1:3])
+        length = evaluate_warps(self.warps, height, width).square().sum(-1)
+        moved = (length * self._coverage).sum((1, 2)) / self._coverage.sum((1, 2)).clamp(min=1)
+        before, now = (-10 * e.clamp(min=1e-10).log10() for e in self._errors)
+        trusted = (self.weights * self.targets[..., 3]).sum((1, 2))
+        trusted = trusted / self.targets[..., 3].sum((1, 2)).clamp(min=1)
+        return [
+            {
+                "moved_px": round(float(moved[v].sqrt() * scale), 3),
+                "gain": [round(float(g), 4) for g in self.gains[v]],
+                "db_before": round(float(before[v]), 2),
+                "db_after": round(float(now[v]), 2),
+                "confidence": round(float(trusted[v]), 4),
+            }
+            for v in range(len(self.warps))
+        ]
+
+    def _solve(self, tensor: Tensor, pull: Tensor, means: Tensor) -> tuple[Tensor, Tensor]:
+        """One Gauss-Newton step of warps and deformation together.
+
+        Residuals change by slope . (warp + J field): the frame is read elsewhere, and the
+        consensus moves under it. The warps are eliminated per view (Schur complement).
+        """
+        c = self.config
+        count, rows, columns = pull.shape[:3]
+        positions = pixel_positions(rows, columns, pull)
+        splines = torch.einsum(
+            "ym,xn->yxmn",
+            spline_basis(c.warp_nodes, positions[:, 0, 1]),
+            spline_basis(c.warp_nodes, positions[0, :, 0]),
+        ).reshape(rows * columns, -1)
+        root, right = square_root_rows(tensor, pull)  # [V, Y, X, 2, 2], [V, Y, X, 2]
+        root, right = root.flatten(1, 2), right.flatten(1, 3) / c.residual_std
+        root = root / c.residual_std
+        points, jacobian = self._surface(means, rows, columns)  # [V, P, 3], [V, P, 2, 3]
+        basis = field_basis(points, self.centre, self.half_size, c.field_nodes)
+        a = torch.einsum("vpki,pn->vpkin", root, splines).reshape(count, right.shape[1], -1)
+        b = torch.einsum("vpki,vpij,vpg->vpkgj", root, jacobian, basis).flatten(1, 2).flatten(2)
+        own = (a.mT @ a).double() + torch.block_diag(self._precision, self._precision)
+        shared = (a.mT @ b).double()
+        flat_b = b.flatten(0, 1)
+        field = (flat_b.T @ flat_b).double()
+        field.diagonal().add_(1 / c.field_std**2)
+        own_right = (a.mT @ right[..., None]).double()
+        warps = self.warps.flatten(2).double()
+        own_right = own_right + (warps @ self._precision).flatten(1)[..., None]
+        field_right = (flat_b.T @ right.flatten()).double()
+
+        factor = torch.linalg.cholesky(own)
+        from_field = torch.cholesky_solve(shared, factor)
+        from_right = torch.cholesky_solve(own_right, factor)
+        schur = field - (shared.mT @ from_field).sum(0)
+        schur_right = field_right - (shared.mT @ from_right).sum(0)[:, 0]
+        step = -torch.linalg.solve(schur, schur_right)
+        warp_step = -(from_right[..., 0] + from_field @ step)
+        return (
+            warp_step.view_as(self.warps).to(self.warps.dtype),
+            step.view(-1, 3).to(self.warps.dtype),
+        )
+
+    def _surface(self, means: Tensor, rows: int, columns: int) -> tuple[Tensor, Tensor]:
+        """Surface points behind a grid of cells and how their pictures move with them.
+
+        Returns:
+            Points in the world [V, P, 3], and d(picture position) / d(point) in fractions of the
+            longer side, zero where no Gaussian is near [V, P, 2, 3].
+        """
+        cameras = self.cameras
+        size = means.new_tensor([columns / cameras.width, rows / cameras.height])
+        pixels, depths = project_points(means, cameras)
+        cell = (pixels * size).floor()
+        inside = (cell >= 0).all(-1) & (cell[..., 0] < columns) & (cell[..., 1] < rows)
+        inside &= depths > 0
+        index = torch.where(inside, cell[..., 1] * columns + cell[..., 0], rows * columns).long()
+        front = means.new_full((len(cameras), rows * columns + 1), math.inf)
+        front.scatter_reduce_(1, index, depths, "amin")
+        nearest = -front[:, :-1].view(-1, 1, rows, columns)
+        for _ in range(2):  # the outline's pixels may lie in cells without a centre
+            wider = F.max_pool2d(nearest, 3, stride=1, padding=1)
+            nearest = torch.where(torch.isfinite(nearest), nearest, wider)
+        depth = -nearest.flatten(1)  # [V, P]
+        seen = torch.isfinite(depth)
+        depth = torch.where(seen, depth, 1.0)
+
+        longer = max(cameras.width, cameras.height)
+        grid = pixel_positions(rows, columns, means).reshape(-1, 2) * longer
+        middle = means.new_tensor([cameras.width / 2, cameras.height / 2])
+        focal = cameras.K[:, [0, 1], [0, 1]]  # [V, 2]
+        slope = (grid + middle - cameras.K[:, None, :2, 2]) / focal[:, None]  # [V, P, 2]
+        in_camera = torch.cat([slope, torch.ones_like(slope[..., :1])], -1) * depth[..., None]
+        rotation = cameras.camera_to_world[:, :3, :3]
+        points = in_camera @ rotation.mT + cameras.centres[:, None]
+        scale = (focal[:, None] / longer / depth[..., None]) * seen[..., None]  # [V, P, 2]
+        axes = torch.eye(2, 3, device=means.device, dtype=means.dtype)
+        backwards = torch.zeros_like(axes)
+        backwards[:, 2] = 1
+        jacobian = scale[..., None] * (axes - slope[..., None] * backwards)
+        return points, jacobian @ rotation.mT[:, None]
+
+    def _decide(self) -> None:
+        """Once an orbit has shown that it disagrees it is corrected to the end."""
+        moved, spread = self.disagreement
+        c = self.config
+        self._active = self._active | (moved > c.agreeing_warp) | (spread > c.agreeing_gain)
+
+    def _rewrite(self, residual: Tensor) -> None:
+        error = gaussian_blur(residual.square().mean(1, keepdim=True), 2.0)
+        weights = 1 / (1 + error / self.config.trust**2)
+        weights = F.interpolate(weights, size=self.weights.shape[1:], mode="bilinear")[:, 0]
+        corrected = self._corrected(self._originals)
+        original = self._originals.permute(0, 2, 3, 1)
+        self.targets.copy_(torch.where(self._active, corrected, original))
+        self.weights.copy_(torch.where(self._active, weights, 1.0))
+
+    def _corrected(self, planes: Tensor) -> Tensor:  # [V, 4, H, W] -> [V, H, W, 4]
+        height, width = planes.shape[2:]
+        displaced = read_displaced(planes, evaluate_warps(self.warps, height, width), bicubic=True)
+        graded = self._graded(displaced.clamp(0, 1))
+        colours = torch.minimum(graded[:, :3], graded[:, 3:])
+        return torch.cat([colours, graded[:, 3:]], dim=1).permute(0, 2, 3, 1)
+
+    def _graded(self, planes: Tensor) -> Tensor:  # [V, 4, H, W]
+        factors = F.pad(self.gains, (0, 1), value=1.0)
+        return planes * factors[:, :, None, None]
+
+    def _note_error(self, residual: Tensor) -> None:
+        error = residual.square().mean((1, 2, 3))
+        first = torch.where(self._errors[0] > 0, self._errors[0], error)
+        self._errors = [first, error]
+
+    def _shrunk(self, planes: Tensor) -> Tensor:  # [V, 4, H, W] -> [V, 4, h, w]
+        height, width = planes.shape[2:]
+        scale = min(1.0, self.config.resolution / max(height, width))
+        size = (max(1, round(height * scale)), max(1, round(width * scale)))
+        return F.interpolate(planes, size=size, mode="area") if scale < 1 else planes
+
+    def _pooled(self, values: Tensor) -> Tensor:  # [V, h, w, C] -> [V, cells.., C]
+        """Sums over cells, as if the pictures had `resolution` pixels along the longer side."""
+        height, width = values.shape[1:3]
+        longer = max(height, width)
+        c = self.config
+        size = [max(1, round(c.cells * side / longer)) for side in (height, width)]
+        pooled = F.adaptive_avg_pool2d(values.permute(0, 3, 1, 2), size)
+        area = c.resolution**2 * (height * width / longer**2)
+        return pooled.permute(0, 2, 3, 1) * (area / (size[0] * size[1]))
+
+
+def field_basis(
+    points: Tensor,  # [..., 3]
+    centre: Tensor,  # [3]
+    half_size: float,
+    nodes: int,
+) -> Tensor:  # [..., nodes^3]
+    """Trilinear weights of the nodes of a grid over a cube; they sum to 1 inside it."""
+    scaled = ((points - centre) / half_size + 1) / 2 * (nodes - 1)
+    index = torch.arange(nodes, device=points.device, dtype=points.dtype)
+    x, y, z = (1 - (scaled.clamp(0, nodes - 1)[..., None] - index).abs()).clamp(min=0).unbind(-2)
+    return (x[..., :, None, None] * y[..., None, :, None] * z[..., None, None, :]).flatten(-3)
+
+
+def square_root_rows(tensor: Tensor, pull: Tensor) -> tuple[Tensor, Tensor]:
+    """Two rows per cell whose normal equations are the summed ones: L^T with tensor = L L^T.
+
+    Args:
+        tensor: Sums of slope slope^T; positive semi-definite up to rounding. [..., 2, 2]
+        pull: Sums of slope times residual. [..., 2]
+
+    Returns:
+        Rows [..., 2, 2] and right-hand sides [..., 2].
+    """
+    xx, xy, yy = tensor[..., 0, 0], tensor[..., 0, 1], tensor[..., 1, 1]
+    floor = 1e-6 * (xx + yy) + 1e-12
+    first = (xx + floor).sqrt()
+    mixed = xy / first
+    second = (yy + floor - mixed.square()).clamp_min(1e-12).sqrt()
+    rows = torch.stack(
+        [torch.stack([first, mixed], -1), torch.stack([torch.zeros_like(first), second], -1)], -2
+    )
+    top = pull[..., 0] / first
+    bottom = (pull[..., 1] - mixed * top) / second
+    return rows, torch.stack([top, bottom], -1)
+
+
+def robust_gains(
+    frames: Tensor,  # [V, 4, H, W]
+    consensus: Tensor,  # [V, 4, H, W]
+    gains: Tensor,  # [V, 3]
+) -> Tensor:  # [V, 3]
+    """Factors of the frames' colours towards the consensus inside the object, mean log 0.
+
+    Iteratively reweighted least squares with Cauchy weights (Holland and Welsch 1977).
+    """
+    solid = ((frames[:, 3:] > 0.9) & (consensus[:, 3:] > 0.9)).to(frames.dtype)
+    mine, theirs = frames[:, :3] * solid, consensus[:, :3] * solid
+    for _ in range(3):
+        residual = mine * gains[:, :, None, None] - theirs
+        weights = 1 / (1 + (residual / 0.05) ** 2)
+        power = (weights * mine.square()).sum((2, 3))
+        gains = ((weights * mine * theirs).sum((2, 3)) + 1e-3) / (power + 1e-3)
+    return gains / gains.clamp_min(1e-3).log().mean(0).exp()
