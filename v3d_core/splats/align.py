@@ -58,8 +58,8 @@ class AlignConfig:
     # confidence
     trust: float = 0.1  # smoothed residual at which a pixel's weight in the fit is one half
     # below this mean warp and spread of gains an orbit agrees and its frames stay as they are
-    agreeing_warp: float = 0.0015
-    agreeing_gain: float = 0.008
+    agreeing_warp: float = 0.0021
+    agreeing_gain: float = 0.013
 
 
 class FrameAligner:
@@ -70,7 +70,7 @@ class FrameAligner:
             and equal to what came in as long as the orbit agrees. [V, H, W, 4]
         weights: Confidence of each pixel in [0, 1]; rewritten in place. [V, H, W]
         warps: B-spline coefficients of the displacements (x, y). [V, 2, n, n]
-        gains: Factors of the colours; geometric mean over the views 1. [V, 3]
+        gains: Factors of the colours; median over the views 1. [V, 3]
     """
 
     def __init__(
@@ -140,7 +140,8 @@ class FrameAligner:
         self.warps = self.warps + warp_step
         self._decide()
         self._rewrite(residual)
-        return field_basis(means, self.centre, self.half_size, c.field_nodes) @ field
+        moves = field_basis(means, self.centre, self.half_size, c.field_nodes) @ field
+        return torch.where(self._active, moves, 0.0)
 
     @property
     def disagreement(self) -> tuple[Tensor, Tensor]:
@@ -213,7 +214,9 @@ class FrameAligner:
         basis = field_basis(points, self.centre, self.half_size, c.field_nodes)
         a = torch.einsum("vpki,pn->vpkin", root, splines).reshape(count, right.shape[1], -1)
         b = torch.einsum("vpki,vpij,vpg->vpkgj", root, jacobian, basis).flatten(1, 2).flatten(2)
-        own = (a.mT @ a).double() + torch.block_diag(self._precision, self._precision)
+        own = (a.mT @ a).double()
+        both = torch.block_diag(self._precision, self._precision)
+        own = own + both
         shared = (a.mT @ b).double()
         flat_b = b.flatten(0, 1)
         field = (flat_b.T @ flat_b).double()
@@ -275,10 +278,13 @@ class FrameAligner:
         return points, jacobian @ rotation.mT[:, None]
 
     def _decide(self) -> None:
-        """Once an orbit has shown that it disagrees it is corrected to the end."""
+        """Once an orbit has shown that it disagrees it is corrected to the end; before, every
+        update starts anew from the frames as they are."""
         moved, spread = self.disagreement
         c = self.config
         self._active = self._active | (moved > c.agreeing_warp) | (spread > c.agreeing_gain)
+        self.warps = torch.where(self._active, self.warps, 0.0)
+        self.gains = torch.where(self._active, self.gains, 1.0)
 
     def _rewrite(self, residual: Tensor) -> None:
         error = gaussian_blur(residual.square().mean(1, keepdim=True), 2.0)
@@ -363,7 +369,7 @@ def robust_gains(
     consensus: Tensor,  # [V, 4, H, W]
     gains: Tensor,  # [V, 3]
 ) -> Tensor:  # [V, 3]
-    """Factors of the frames' colours towards the consensus inside the object, mean log 0.
+    """Factors of the frames' colours towards the consensus inside the object, median over the views 1.
 
     Iteratively reweighted least squares with Cauchy weights (Holland and Welsch 1977).
     """
@@ -374,4 +380,5 @@ def robust_gains(
         weights = 1 / (1 + (residual / 0.05) ** 2)
         power = (weights * mine.square()).sum((2, 3))
         gains = ((weights * mine * theirs).sum((2, 3)) + 1e-3) / (power + 1e-3)
-    return gains / gains.clamp_min(1e-3).log().mean(0).exp()
+    # the median, not the mean: one spoiled frame must not shade all the others
+    return gains / gains.quantile(0.5, dim=0)
