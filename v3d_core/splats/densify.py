@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..structures import GaussianSplats
+from .adam import Adam
 from .projection import MAX_ALPHA, MIN_ALPHA, quats_to_rotations
 
 SPLIT_SHRINK = 1.6  # a split Gaussian's width against its parent's; Kerbl et al. 2023, section 5.2
@@ -51,33 +52,11 @@ class Parameters:
         for name, (value, filler) in raw.items():
             empty = value.new_full((room, *value.shape[1:]), filler)
             self.values[name] = torch.cat([value.detach(), empty]).requires_grad_(True)
-        on_cuda = splats.means.is_cuda
-        self.rates = {name: torch.tensor(rates[name], device=splats.device) for name in raw}
-        # fused Adam is 7 times faster than the default on CPU (measured)
-        self.optimizer = torch.optim.Adam(
-            [
-                {"params": [value], "lr": self.rates[n] if on_cuda else rates[n], "name": n}
-                for n, value in self.values.items()
-                if value.numel()
-            ],
-            eps=epsilon,
-            fused=True,
-            capturable=on_cuda,
-        )
+        self.adam = Adam(self.values, rates, epsilon)
 
     def __len__(self) -> int:
         """How many Gaussians there are; waits for the device."""
         return int((self.values["logit_opacities"] > EMPTY_LOGIT / 2).sum())
-
-    def set_rates(self, rates: dict[str, float]) -> None:
-        """Change learning rates; on CUDA without waiting for the device."""
-        for group in self.optimizer.param_groups:
-            name = group["name"]
-            if name in rates:
-                if isinstance(group["lr"], Tensor):
-                    group["lr"].fill_(rates[name])
-                else:
-                    group["lr"] = rates[name]
 
     def opacities(self) -> Tensor:  # [capacity]
         """Opacities in [0, 0.99], differentiable."""
@@ -88,6 +67,11 @@ class Parameters:
         v = self.values
         sh = torch.cat([v["sh_dc"], v["sh_rest"]], dim=1) if v["sh_rest"].numel() else v["sh_dc"]
         return v["means"], v["quats"], v["log_scales"].exp(), self.opacities(), sh
+
+    def forget_gradients(self) -> None:
+        """Drop the gradients of the last step."""
+        for value in self.values.values():
+            value.grad = None
 
     @torch.no_grad()
     def splats(self) -> GaussianSplats:
@@ -102,10 +86,7 @@ class Parameters:
         """Write Gaussians into slots and forget these slots' optimiser state."""
         for name, value in self.values.items():
             value.index_copy_(0, slots, values[name])
-            state = self.optimizer.state.get(value, {})
-            for key in ("exp_avg", "exp_avg_sq"):
-                if key in state:
-                    state[key].index_fill_(0, slots, 0.0)
+        self.adam.forget(slots)
 
 
 @torch.no_grad()

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from ..images import composite, crop_views, resize_views
-from ..metrics import psnr
 from ..progress import Progress, silent
 from ..structures import Cameras, GaussianSplats, Views
+from ..unseen import trim_unseen
 from ..visual_hull import VisualHull, tight_visual_hull
 from .config import SplatFitConfig
 from .densify import Parameters, split_and_prune
@@ -118,7 +118,7 @@ def _optimise(
     generator = torch.Generator().manual_seed(config.seed)  # on CPU: same draws on every device
     hull = _hull(views, config, progress)
     initial = min(config.initial_splats, config.max_splats)
-    start = splats_from_hull(hull, views, initial, config.sh_degree, generator)
+    start, spacing = splats_from_hull(hull, views, initial, config.sh_degree, generator)
     size = hull.half_size
     parameters = Parameters(
         start, rates_at(config, size, 0.0), config.max_splats, config.adam_epsilon
@@ -129,41 +129,50 @@ def _optimise(
     draws = draw(len(views), config, generator, views.device)
     confidences = torch.ones_like(cropped.masks)
     pinholes = Pinholes.of(cropped.cameras)
-    stepper = Stepper(parameters, targets, confidences, pinholes, draws, config)
+    stepper = Stepper(parameters, targets, confidences, pinholes, draws, spacing, config)
 
     pace = Pace(config, started, views.device)
     rounds = densify_fractions(config)
     densified = 0
-    while not pace.done:
-        parameters.set_rates(rates_at(config, size, pace.fraction))
-        for _ in range(pace.stride):
-            stepper.step()
-        pace.advance()
-        while densified < len(rounds) and pace.fraction >= rounds[densified]:
-            densified += 1
-            growth = densified / len(rounds)
-            budget = round(initial + (config.max_splats - initial) * growth)
-            stepper.lost_pairs()
-            split_and_prune(parameters, stepper.pull, budget, config.prune_opacity)
-            stepper.pull.zero_()
-        progress(
-            pace.steps,
-            pace.total,
-            preview=lambda: _picture(parameters.splats(), views.cameras[0]),
-            text=f"{initial + (config.max_splats - initial) * densified // max(1, len(rounds)):,} "
-            "splats",
-        )
-        if finish():
-            return parameters.splats(), pace.steps, "finish now"
-    return parameters.splats(), pace.steps, pace.reason
+    try:
+        while not pace.done:
+            parameters.adam.set_rates(rates_at(config, size, pace.fraction))
+            for _ in range(pace.stride):
+                stepper.step()
+            pace.advance()
+            while densified < len(rounds) and pace.fraction >= rounds[densified]:
+                densified += 1
+                stepper.lost_pairs()
+                budget = _budget(config, densified)
+                split_and_prune(parameters, stepper.pull, budget, config.prune_opacity)
+                stepper.pull.zero_()
+            progress(
+                pace.steps,
+                pace.total,
+                preview=lambda: _picture(parameters.splats(), views.cameras[0]),
+                text=f"{_budget(config, densified):,} splats",
+            )
+            if finish():
+                pace.stop("finish now")
+        return parameters.splats(), pace.steps, pace.reason
+    finally:
+        stepper.close()
+
+
+def _budget(config: SplatFitConfig, rounds: int) -> int:
+    """Allowed number of Gaussians after so many rounds: straight from the start to the maximum."""
+    initial = min(config.initial_splats, config.max_splats)
+    growth = rounds / max(1, config.densify_rounds)
+    return round(initial + (config.max_splats - initial) * growth)
 
 
 def _hull(views: Views, config: SplatFitConfig, progress: Progress) -> VisualHull:
-    return tight_visual_hull(
+    hull = tight_visual_hull(
         views,
         config.hull_resolution,
         progress=lambda step, total, preview=None, text="": progress(0, config.steps, text=text),
     )
+    return trim_unseen(hull, views)
 
 
 def _picture(splats: GaussianSplats, camera: Cameras) -> Tensor:  # [H, W, 3]
@@ -174,7 +183,8 @@ def _psnr_on_white(splats: GaussianSplats, views: Views) -> float:
     """Mean over the views of the PSNR against pictures on white, dB."""
     white = composite(views.images, views.masks)
     pictures = render_splats(splats, views.cameras, depths=False).colours
-    return sum(psnr(a, b) for a, b in zip(pictures, white, strict=True)) / len(views)
+    errors = (pictures - white).square().mean((1, 2, 3))
+    return float((-10 * errors.clamp(min=1e-10).log10()).mean())
 
 
 def _at_resolution(views: Views, resolution: int) -> Views:

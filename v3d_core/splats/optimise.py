@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -72,12 +73,18 @@ class Stepper:
         confidences: Tensor,  # [V, H, W]
         pinholes: Pinholes,
         draws: Draws,
+        spacing: float,
         config: SplatFitConfig,
         perceptual: Callable[[Tensor, Tensor], Tensor] | None = None,
     ) -> None:
-        """`perceptual` compares pictures [B, H, W, 3] with targets and gives a loss, or is None."""
+        """Take what a fit works on.
+
+        `spacing` is the distance between neighbours at the start, world units. `perceptual`
+        compares pictures [B, H, W, 3] with targets and gives a loss, or is None.
+        """
         self.parameters, self.targets, self.confidences = parameters, targets, confidences
         self.pinholes, self.draws, self.config = pinholes, draws, config
+        self.spacing = spacing
         self.perceptual = perceptual
         device = targets.device
         self.pull = torch.zeros(len(parameters.values["means"]), device=device)
@@ -98,6 +105,14 @@ class Stepper:
         else:
             self._compute()
         self.taken += 1
+
+    def close(self) -> None:
+        """Give the memory of the captured step back."""
+        self.parameters.forget_gradients()
+        if self._graph is not None:
+            torch.cuda.synchronize(self.targets.device)
+            self._graph.reset()
+            self._graph = None
 
     def lost_pairs(self) -> bool:
         """Whether a captured step had too little room; makes more. Waits for the device."""
@@ -130,9 +145,9 @@ class Stepper:
             )
         self.loss += loss.detach()
         loss = loss + self._regularisers()
-        p.optimizer.zero_grad(set_to_none=True)
+        p.forget_gradients()
         loss.backward()
-        p.optimizer.step()
+        p.adam.step()
         self.position += 1
 
     def _regularisers(self) -> Tensor:
@@ -140,6 +155,10 @@ class Stepper:
         total = torch.zeros((), device=self.loss.device)
         if config.opacity_weight:
             total = total + config.opacity_weight * p.opacities().mean()
+        if config.scale_weight:
+            longest = p.values["log_scales"].amax(-1)
+            limit = math.log(config.scale_limit * self.spacing)
+            total = total + config.scale_weight * (longest - limit).clamp(min=0).mean()
         return total
 
     def _capture(self) -> None:
@@ -162,7 +181,7 @@ class Stepper:
         self._capacity = PairCapacity(int(most * PAIR_ROOM * growth), torch.zeros_like(wanted))
         graph = torch.cuda.CUDAGraph()
         torch.cuda.synchronize(device)
-        self.parameters.optimizer.zero_grad(set_to_none=True)
+        self.parameters.forget_gradients()
         with fixed_pair_capacity(self._capacity), torch.cuda.graph(graph):
             self._compute()
         self._graph = graph

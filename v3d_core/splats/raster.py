@@ -17,6 +17,8 @@ from ..structures import Cameras, GaussianSplats
 from .engines import choose_engine, surface_depths
 from .projection import Pinholes
 
+RECORDS_AT_ONCE = 2_000_000  # Gaussians times pictures rendered together: 128 MB on a GPU
+
 
 @dataclass(frozen=True)
 class Rendered:

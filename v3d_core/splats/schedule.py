@@ -76,6 +76,10 @@ class Pace:
         if self._budget:
             self._plan()
 
+    def stop(self, reason: str) -> None:
+        """End the run now."""
+        self.total, self.reason = self.steps, reason
+
     def _plan(self) -> None:
         now = time.perf_counter()
         end = self._started + self._budget * (1 - FINISH_SHARE)

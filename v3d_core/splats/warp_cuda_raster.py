@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ..kernels import photometric_cuda, splat_records, splat_tiles_cuda
+from ..kernels import adam_cuda, photometric_cuda, splat_records, splat_tiles_cuda
 from .projection import Pinholes
 from .warp_engine import WarpEngine, warp_engine
 from .warp_raster import contiguous, differentiate, project
@@ -65,7 +65,7 @@ def engine(device: torch.device) -> WarpEngine:
     """A GPU's engine, with the kernels of the loss."""
     if device.index is None:
         device = torch.device("cuda", torch.cuda.current_device())
-    return warp_engine(device, splat_records, splat_tiles_cuda, photometric_cuda)
+    return warp_engine(device, splat_records, splat_tiles_cuda, photometric_cuda, adam_cuda)
 
 
 @torch.no_grad()
