@@ -1,6 +1,6 @@
 """The built-in rasteriser on NVIDIA GPUs: `kernels/splat_records` and `splat_tiles_cuda`.
 
-Same contract as the torch oracle (`raster.Rasterizer`). By default one number per call, the count
+Same contract as the torch oracle (`engines.Rasterizer`). By default one number per call, the count
 of pairs, is read back to make room for exactly so many. Inside `fixed_pair_capacity` nothing is
 read back, as a CUDA graph needs it, and what exceeds the capacity is left out of the pictures.
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -17,8 +18,8 @@ from torch.autograd.function import once_differentiable
 
 from ..kernels import adam_cuda, photometric_cuda, splat_records, splat_tiles_cuda
 from .projection import Pinholes
-from .warp_engine import WarpEngine, warp_engine
-from .warp_raster import contiguous, differentiate, project
+from .warp_engine import WarpEngine
+from .warp_raster import contiguous, contiguous_pinholes, differentiate, project
 
 
 @dataclass
@@ -57,15 +58,20 @@ def rasterize_warp_cuda(
     pinholes: Pinholes,
     pull: Tensor | None = None,  # [N]
 ) -> Tensor:  # [V, H, W, 4]
-    """Premultiplied colours and coverage on CUDA; see `raster.Rasterizer`."""
+    """Premultiplied colours and coverage on CUDA; see `engines.Rasterizer`."""
     return _Rasterize.apply(means, quats, scales, opacities, colours, pinholes, pull)
 
 
 def engine(device: torch.device) -> WarpEngine:
-    """A GPU's engine, with the kernels of the loss."""
-    if device.index is None:
-        device = torch.device("cuda", torch.cuda.current_device())
-    return warp_engine(device, splat_records, splat_tiles_cuda, photometric_cuda, adam_cuda)
+    """A GPU's engine, with all kernels of a step."""
+    index = torch.cuda.current_device() if device.index is None else device.index
+    return _engine_of(index)
+
+
+@cache
+def _engine_of(index: int) -> WarpEngine:
+    modules = (splat_records, splat_tiles_cuda, photometric_cuda, adam_cuda)
+    return WarpEngine(torch.device("cuda", index), modules)
 
 
 @torch.no_grad()
@@ -74,8 +80,8 @@ def surface_depths_warp_cuda(
 ) -> Tensor:  # [V, H, W]
     """Depth where the ray's transmittance falls through one half; see `surface_depths_torch`."""
     e = engine(means.device)
-    inputs = contiguous(means, quats, scales, opacities)
-    pinholes = Pinholes(*contiguous(*pinholes[:2]), *pinholes[2:])
+    inputs = [contiguous(t) for t in (means, quats, scales, opacities)]
+    pinholes = contiguous_pinholes(pinholes)
     records = project(e, inputs, torch.zeros_like(inputs[0])[None], pinholes)
     lists = _list_tiles(e, records, pinholes)
     depths = torch.empty(len(records), pinholes.height, pinholes.width, device=means.device)
@@ -135,9 +141,9 @@ class _Rasterize(torch.autograd.Function):
     @staticmethod
     def forward(ctx, means, quats, scales, opacities, colours, pinholes: Pinholes, pull):
         e = engine(means.device)
-        inputs = contiguous(means, quats, scales, opacities)
-        pinholes = Pinholes(*contiguous(*pinholes[:2]), *pinholes[2:])
-        (colours,) = contiguous(colours)
+        inputs = [contiguous(t) for t in (means, quats, scales, opacities)]
+        pinholes = contiguous_pinholes(pinholes)
+        colours = contiguous(colours)
         records = project(e, inputs, colours, pinholes)
         lists = _list_tiles(e, records, pinholes)
         pictures = records.new_empty(len(records), pinholes.height, pinholes.width, 4)
@@ -164,7 +170,5 @@ class _Rasterize(torch.autograd.Function):
              grad_pictures.contiguous(), gradients],
             lists.tiles * splat_tiles_cuda.BLOCK,
         )  # fmt: skip
-        found = differentiate(
-            e, tuple(inputs), ctx.shared_colours, ctx.pinholes, gradients, ctx.pull
-        )  # fmt: skip
+        found = differentiate(e, inputs, ctx.shared_colours, ctx.pinholes, gradients, ctx.pull)
         return (*found, None, None)

@@ -6,7 +6,6 @@ import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import cache
 from types import ModuleType
 
 import torch
@@ -18,7 +17,10 @@ MAX_THREADS = 8  # more brought nothing for pictures of 512 px (a thousand tiles
 
 
 class WarpEngine:
-    """Warp's modules on one device, and on the CPU the threads that share its launches."""
+    """Warp's modules on one device, and on the CPU the threads that share its launches.
+
+    The first engine ever compiles its modules, which takes seconds; Warp keeps them in its cache.
+    """
 
     def __init__(self, device: torch.device, modules: tuple[ModuleType, ...]) -> None:
         warp = backends.load("warp")
@@ -77,12 +79,6 @@ class WarpEngine:
             return value
         # snippets take flat arrays; the bare C struct is a third of the cost of a Warp array
         return self.warp.from_torch(value.detach().view(-1), return_ctype=True)
-
-
-@cache
-def warp_engine(device: torch.device, *modules: ModuleType) -> WarpEngine:
-    """The engine of a device with its modules; compiles them at the first call ever (seconds)."""
-    return WarpEngine(device, modules)
 
 
 @contextmanager

@@ -1,11 +1,13 @@
 """The built-in rasteriser on CPU: `kernels/splat_records` and `splat_tiles` behind autograd.
 
-Same contract as the torch oracle (`raster.Rasterizer`); about ten times faster on two cores.
+Same contract as the torch oracle (`engines.Rasterizer`); about ten times faster on two cores.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -13,7 +15,7 @@ from torch.autograd.function import once_differentiable
 
 from ..kernels import splat_records, splat_tiles
 from .projection import Pinholes
-from .warp_engine import WarpEngine, warp_engine
+from .warp_engine import WarpEngine
 
 
 def rasterize_warp(
@@ -25,13 +27,14 @@ def rasterize_warp(
     pinholes: Pinholes,
     pull: Tensor | None = None,  # [N]
 ) -> Tensor:  # [V, H, W, 4]
-    """Premultiplied colours and coverage on CPU; see `raster.Rasterizer`."""
+    """Premultiplied colours and coverage on CPU; see `engines.Rasterizer`."""
     return _Rasterize.apply(means, quats, scales, opacities, colours, pinholes, pull)
 
 
+@cache
 def engine() -> WarpEngine:
-    """The CPU's engine."""
-    return warp_engine(torch.device("cpu"), splat_records, splat_tiles)
+    """The CPU's engine; compiles its kernels at the first call ever (seconds)."""
+    return WarpEngine(torch.device("cpu"), (splat_records, splat_tiles))
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,7 @@ class _TileLists:
 
 def project(
     e: WarpEngine,
-    inputs: tuple[Tensor, Tensor, Tensor, Tensor],
+    inputs: Sequence[Tensor],  # means, quats, scales, opacities
     colours: Tensor,  # [V or 1, N, 3]
     pinholes: Pinholes,
 ) -> Tensor:  # [V, N, 16]
@@ -66,12 +69,12 @@ def project(
 
 def differentiate(
     e: WarpEngine,
-    inputs: tuple[Tensor, Tensor, Tensor, Tensor],
+    inputs: Sequence[Tensor],  # means, quats, scales, opacities
     shared_colours: bool,
     pinholes: Pinholes,
     gradients: Tensor,  # [V, N, 12]
     pull: Tensor | None,  # [N]
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> list[Tensor]:
     """Gradients of means, quats, scales, opacities and colours from those of the records."""
     views, count = len(pinholes.K), len(inputs[0])
     outputs = [torch.empty_like(t) for t in inputs]
@@ -83,12 +86,19 @@ def differentiate(
         [views, count, *inputs, stride, *pinholes, gradients, *outputs, d_colours, pull],
         count,
     )
-    return (*outputs, d_colours)  # type: ignore[return-value]
+    return [*outputs, d_colours]
 
 
-def contiguous(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """As the kernels read them: float32 without gaps."""
-    return tuple(t.detach().float().contiguous() for t in tensors)
+def contiguous(tensor: Tensor) -> Tensor:
+    """As the kernels read it: float32 without gaps."""
+    return tensor.detach().float().contiguous()
+
+
+def contiguous_pinholes(pinholes: Pinholes) -> Pinholes:
+    """Cameras as the kernels read them."""
+    return pinholes._replace(
+        world_to_camera=contiguous(pinholes.world_to_camera), K=contiguous(pinholes.K)
+    )
 
 
 def _list_tiles(e: WarpEngine, record: Tensor, width: int, height: int) -> _TileLists:
@@ -116,9 +126,8 @@ class _Rasterize(torch.autograd.Function):
     @staticmethod
     def forward(ctx, means, quats, scales, opacities, colours, pinholes: Pinholes, pull):
         e = engine()
-        inputs = contiguous(means, quats, scales, opacities)
-        pinholes = Pinholes(*contiguous(*pinholes[:2]), *pinholes[2:])
-        (colours,) = contiguous(colours)
+        inputs = [contiguous(t) for t in (means, quats, scales, opacities)]
+        colours, pinholes = contiguous(colours), contiguous_pinholes(pinholes)
         width, height = pinholes.width, pinholes.height
         records = project(e, inputs, colours, pinholes)
         pictures = torch.empty(len(records), height, width, 4)
@@ -160,7 +169,5 @@ class _Rasterize(torch.autograd.Function):
                 [listed.order, listed.gaussian_start, pairs, gradient],
                 len(record),
             )
-        found = differentiate(
-            e, tuple(inputs), ctx.shared_colours, ctx.pinholes, gradients, ctx.pull
-        )  # fmt: skip
+        found = differentiate(e, inputs, ctx.shared_colours, ctx.pinholes, gradients, ctx.pull)
         return (*found, None, None)
