@@ -71,7 +71,6 @@ _PROJECT = (
     _GEOMETRY
     + _FOOTPRINT
     + r"""
-float* out = records.data + 16 * ((size_t)view * count + n);
 float opacity = opacities.data[n];
 float ratio = opacity / MIN_ALPHA;
 float reach = 2.f * logf(ratio > 1.f ? ratio : 1.f);
@@ -79,15 +78,19 @@ bool visible = in_front && reach > 0.f;
 float zx = axes[6] * row_x[0] + axes[7] * row_x[1] + axes[8] * row_x[2];
 float zy = axes[6] * row_y[0] + axes[7] * row_y[1] + axes[8] * row_y[2];
 const float* colour = colours.data + 3 * ((size_t)view * colour_stride + n);
-out[0] = fx * u + cx; out[1] = fy * v + cy;
-out[2] = yy * inverse_det; out[3] = -xy * inverse_det; out[4] = xx * inverse_det;
-out[5] = opacity; out[6] = colour[0]; out[7] = colour[1]; out[8] = colour[2];
-out[9] = visible ? sqrtf(reach * yy) : 0.f;
-out[10] = visible ? sqrtf(reach * xx) : 0.f;
-out[11] = reach; out[12] = z;
-out[13] = (zx * yy - zy * xy) * inverse_det;
-out[14] = (zy * xx - zx * xy) * inverse_det;
-out[15] = 0.f;
+float record[16] = {
+  fx * u + cx, fy * v + cy, yy * inverse_det, -xy * inverse_det,
+  xx * inverse_det, opacity, colour[0], colour[1],
+  colour[2], visible ? sqrtf(reach * yy) : 0.f, visible ? sqrtf(reach * xx) : 0.f, reach,
+  z, (zx * yy - zy * xy) * inverse_det, (zy * xx - zx * xy) * inverse_det, 0.f};
+float* out = records.data + 16 * ((size_t)view * count + n);
+#if defined(__CUDA_ARCH__)
+for (int k = 0; k < 4; ++k)  // whole sectors: single floats took several times as long
+  ((float4*)out)[k] = make_float4(record[4 * k], record[4 * k + 1], record[4 * k + 2],
+                                  record[4 * k + 3]);
+#else
+for (int k = 0; k < 16; ++k) out[k] = record[k];
+#endif
 """
 )
 

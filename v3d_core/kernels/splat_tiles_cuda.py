@@ -47,16 +47,18 @@ auto touches = [](float x, float y, float a, float b, float c, float reach,
 _TILES_UNDER = (
     _TOUCHES
     + r"""
-const float* q = records.data + 16 * (size_t)i;
-float half_x = q[10], half_y = q[9];
-if (!(half_x > 0.f)) return;
+const float4* q = (const float4*)records.data + 4 * (size_t)i;
+float4 qc = q[2];
+if (!(qc.z > 0.f)) return;
+float4 qa = q[0];
+float c = q[1].x;
 int view = i / count;
-int x0 = max(0, (int)floorf((q[0] - half_x) / 16.f));
-int x1 = min(columns, (int)floorf((q[0] + half_x) / 16.f) + 1);
-int y0 = max(0, (int)floorf((q[1] - half_y) / 16.f));
-int y1 = min(rows, (int)floorf((q[1] + half_y) / 16.f) + 1);
+int x0 = max(0, (int)floorf((qa.x - qc.z) / 16.f));
+int x1 = min(columns, (int)floorf((qa.x + qc.z) / 16.f) + 1);
+int y0 = max(0, (int)floorf((qa.y - qc.y) / 16.f));
+int y1 = min(rows, (int)floorf((qa.y + qc.y) / 16.f) + 1);
 for (int ty = y0; ty < y1; ++ty) for (int tx = x0; tx < x1; ++tx) {
-  if (!touches(q[0], q[1], q[2], q[3], q[4], q[11], tx * 16 + .5f, ty * 16 + .5f,
+  if (!touches(qa.x, qa.y, qa.z, qa.w, c, qc.w, tx * 16 + .5f, ty * 16 + .5f,
                tx * 16 + 15.5f, ty * 16 + 15.5f)) continue;
   int tile = (view * rows + ty) * columns + tx;
 """
@@ -68,7 +70,7 @@ _LIST = _CUDA_ONLY.format(
     _TILES_UNDER
     + r"""
   int place = atomicAdd(next_pair.data + tile, 1);
-  unsigned long long depth = (unsigned int)__float_as_int(q[12]);  // depths > 0 sort like their bits
+  unsigned long long depth = (unsigned int)__float_as_int(q[3].x);  // depths > 0 sort like their bits
   if (place < capacity)
     ((unsigned long long*)keys.data)[place] = (depth << 32) | (unsigned int)(i - view * count);
 }"""

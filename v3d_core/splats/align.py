@@ -104,7 +104,8 @@ class FrameAligner:
         )
         self._small = self._shrunk(self._originals)
         self._coverage = self._small[:, 3]
-        self._active = torch.zeros((), dtype=torch.bool, device=targets.device)
+        self._bent = torch.zeros((), dtype=torch.bool, device=targets.device)
+        self._shaded = torch.zeros_like(self._bent)
         self._errors = [targets.new_zeros(count), targets.new_zeros(count)]  # first, last
 
     @torch.no_grad()
@@ -141,7 +142,7 @@ class FrameAligner:
         self._decide()
         self._rewrite(residual)
         moves = field_basis(means, self.centre, self.half_size, c.field_nodes) @ field
-        return torch.where(self._active, moves, 0.0)
+        return torch.where(self._bent, moves, 0.0)
 
     @property
     def disagreement(self) -> tuple[Tensor, Tensor]:
@@ -154,6 +155,10 @@ class FrameAligner:
     def disagrees(self) -> bool:
         """Whether the frames disagree by more than what a fit of agreeing frames shows."""
         return bool(self._active)
+
+    @property
+    def _active(self) -> Tensor:
+        return self._bent | self._shaded
 
     def corrected_views(self, views: Views) -> Views:
         """The views this was made from, at any resolution, laid on the consensus.
@@ -278,13 +283,15 @@ class FrameAligner:
         return points, jacobian @ rotation.mT[:, None]
 
     def _decide(self) -> None:
-        """Once an orbit has shown that it disagrees it is corrected to the end; before, every
-        update starts anew from the frames as they are."""
+        """Whether shapes or shades disagree; once found, that is corrected to the end.
+
+        Before, every update starts anew from the frames as they are.
+        """
         moved, spread = self.disagreement
-        c = self.config
-        self._active = self._active | (moved > c.agreeing_warp) | (spread > c.agreeing_gain)
-        self.warps = torch.where(self._active, self.warps, 0.0)
-        self.gains = torch.where(self._active, self.gains, 1.0)
+        self._bent |= moved > self.config.agreeing_warp
+        self._shaded |= spread > self.config.agreeing_gain
+        self.warps = torch.where(self._bent, self.warps, 0.0)
+        self.gains = torch.where(self._shaded, self.gains, 1.0)
 
     def _rewrite(self, residual: Tensor) -> None:
         error = gaussian_blur(residual.square().mean(1, keepdim=True), 2.0)

@@ -19,7 +19,7 @@ from .config import SplatFitConfig
 from .densify import Parameters, split_and_prune
 from .engines import choose_engine, cores_for_engine
 from .init import splats_from_hull
-from .optimise import Stepper, draw, on_one_stream
+from .optimise import Stepper, draw, on_fit_stream
 from .projection import LOW_PASS_VARIANCE, Pinholes
 from .raster import render_splats
 from .schedule import Pace, densify_fractions, rates_at
@@ -82,7 +82,7 @@ def fit_splats(
             "connect the whole orbit"
         )
     device, dtype = views.device, views.images.dtype
-    with cores_for_engine(device, dtype), on_one_stream(device):
+    with cores_for_engine(device, dtype), on_fit_stream(device):
         small = _at_resolution(views, config.resolution)
         fitted, steps, stopped = _optimise(small, config, progress, finish, started)
         psnr_train = _psnr_on_white(fitted, small)

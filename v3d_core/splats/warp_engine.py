@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from torch import Tensor
 from .. import backends
 
 MAX_THREADS = 8  # more brought nothing for pictures of 512 px (a thousand tiles)
+MAX_DESCRIBED = 10_000  # addresses whose descriptions are kept; far more than a fit has
 
 
 class WarpEngine:
@@ -42,6 +44,7 @@ class WarpEngine:
             # loaded before the first launch: not thread-safe, and not allowed in a graph capture
             warp.load_module(module, device=self.device)
         self._streams: dict[int, object] = {}
+        self._described: dict[tuple[int, int, int], Any] = {}
         self.threads = max(1, min(MAX_THREADS, os.cpu_count() or 1))
         if device.type == "cpu":
             self.pool = ThreadPoolExecutor(self.threads, thread_name_prefix="v3d-raster")
@@ -75,10 +78,18 @@ class WarpEngine:
         list(self.pool.map(part, range(self.threads)))
 
     def _wrap(self, value: object) -> object:
+        """A tensor as snippets take it, a flat array; the C structs are kept, they cost 4 us."""
         if not isinstance(value, Tensor):
             return value
-        # snippets take flat arrays; the bare C struct is a third of the cost of a Warp array
-        return self.warp.from_torch(value.detach().view(-1), return_ctype=True)
+        key = (value.data_ptr(), value.numel(), value.element_size())
+        described = self._described.get(key)
+        if described is None:
+            if len(self._described) >= MAX_DESCRIBED:
+                self._described.clear()
+            described = self.warp.from_torch(value.detach().view(-1), return_ctype=True)
+            described._ref = None  # Warp would keep the tensor alive
+            self._described[key] = described
+        return described
 
 
 @contextmanager
