@@ -176,6 +176,19 @@ def test_principal_point_off_centre(engine, device):
 
 
 @each_engine
+@pytest.mark.parametrize(("cx", "cy"), [(-60.0, 15.0), (35.0, 110.0), (80.0, -50.0)])
+def test_cut_outs_far_from_the_optical_axis(engine, device, cx, cy):
+    """Wide Gaussians inside the frame, in its margin where slopes are free, and beyond it."""
+    cameras = pinholes_of(2, 40, 30)
+    scene = random_scene(500, spread=1.5, size=0.06, seed=12)
+    # so that the frame looks at the scene, though its axis does not
+    cameras.world_to_camera[:, 0, 3] += (20 - cx) / cameras.K[:, 0, 0] * 2
+    cameras.world_to_camera[:, 1, 3] += (15 - cy) / cameras.K[:, 1, 1] * 2
+    cameras.K[:, 0, 2], cameras.K[:, 1, 2] = cx, cy
+    check(engine, device, scene, cameras)
+
+
+@each_engine
 def test_shared_colours_are_the_same_for_all_views(engine, device):
     scene = random_scene(200, seed=5)
     cameras = converted(pinholes_of(3, 30, 30), device, torch.float32)
