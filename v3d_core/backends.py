@@ -79,11 +79,14 @@ def load(module: str) -> ModuleType:
         ) from error
 
 
-def load_lpips() -> tuple[ImageDistance | None, str]:
-    """The LPIPS distance (Zhang et al. 2018, AlexNet) if it can be had without a download.
+def load_lpips_network() -> tuple[torch.nn.Module | None, str]:
+    """The network of LPIPS (Zhang et al. 2018, AlexNet) if it can be had without a download.
+
+    It takes pictures [V, 3, H, W] in [-1, 1], twice, and is differentiable in both.
 
     Returns:
-        The distance of pairs of pictures, or None; and which network it is or why there is none.
+        The network in evaluation mode without parameters to learn, or None; and which it is or why
+        there is none.
     """
     trunk = Path(torch.hub.get_dir()) / "checkpoints" / LPIPS_TRUNK_FILE
     if not is_installed("lpips"):
@@ -95,12 +98,26 @@ def load_lpips() -> tuple[ImageDistance | None, str]:
     except Exception as error:  # a damaged file raises anything; a score is not worth a run
         return None, f"lpips does not load: {error}"
     logger.info("LPIPS: AlexNet, weights from %s", trunk)
+    return network, "alex"
 
+
+def load_lpips() -> tuple[ImageDistance | None, str]:
+    """The LPIPS distance if it can be had without a download; see `load_lpips_network`.
+
+    Returns:
+        The distance of pairs of pictures, on the CPU and without gradients, or None; and which
+        network it is or why there is none.
+    """
+    network, reason = load_lpips_network()
+    if network is None:
+        return None, reason
+
+    @torch.no_grad()
     def distance(images: Tensor, targets: Tensor) -> Tensor:
         pair = [x.detach().cpu().float().permute(0, 3, 1, 2) * 2 - 1 for x in (images, targets)]
         return network(*pair).flatten()
 
-    return distance, "alex"
+    return distance, reason
 
 
 def gsplat_is_built() -> tuple[bool, str]:

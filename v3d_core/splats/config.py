@@ -16,8 +16,10 @@ class SplatFitConfig:
     steps: int = 500  # optimiser steps
     views_per_step: int = 2  # pictures rendered per step; more is smoother and slower per step
     resolution: int = 256  # longer side of the pictures that are fitted, px; 0 = as they are
+    coarse_until: float = 0.0  # fraction of the run at half the resolution
     seed: int = 0  # start points, order of views, backgrounds
     seconds: float = 0.0  # time budget: the best fit that ends within it; 0 = none
+    early_stop: bool = False  # when held-out views, or without any the loss, gain no more
     align: str = "auto"  # frames that disagree are aligned while fitting: auto, on, off
     # splats
     initial_splats: int = 8_000  # spread over the visual hull's surface

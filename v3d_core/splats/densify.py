@@ -53,6 +53,8 @@ class Parameters:
             empty = value.new_full((room, *value.shape[1:]), filler)
             self.values[name] = torch.cat([value.detach(), empty]).requires_grad_(True)
         self.adam = Adam(self.values, rates, epsilon)
+        # how hard pictures pulled at each Gaussian since the last edit; see `engines.Rasterizer`
+        self.pull = torch.zeros(capacity, device=splats.device)
 
     def __len__(self) -> int:
         """How many Gaussians there are; waits for the device."""
@@ -92,11 +94,12 @@ class Parameters:
 @torch.no_grad()
 def split_and_prune(
     parameters: Parameters,
-    scores: Tensor,  # [capacity]
     budget: int,
     prune_opacity: float,
 ) -> tuple[int, int]:
-    """Remove Gaussians fainter than `prune_opacity`, then split the highest scores up to `budget`.
+    """Remove Gaussians fainter than `prune_opacity`, then split those that are pulled hardest.
+
+    `pull` is the measure of Kerbl et al. 2023, section 5.2; it starts anew afterwards.
 
     A split replaces one Gaussian by two, half a standard deviation to both sides along its longest
     axis and thinner there, which keeps the covered area and needs no random numbers.
@@ -104,7 +107,7 @@ def split_and_prune(
     Returns:
         How many were removed and how many were split.
     """
-    v = parameters.values
+    v, scores = parameters.values, parameters.pull
     logits = v["logit_opacities"]
     filled = logits > EMPTY_LOGIT / 2
     alive = parameters.opacities() >= prune_opacity
@@ -129,4 +132,5 @@ def split_and_prune(
     centre = child["means"]
     parameters.put(parents, {**child, "means": centre + offset})
     parameters.put(empty[: len(parents)], {**child, "means": centre - offset})
+    parameters.pull.zero_()
     return removed, len(parents)

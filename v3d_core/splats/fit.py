@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..images import composite, crop_views, resize_views
+from ..backends import load_lpips_network
+from ..images import crop_views, resize_views
 from ..progress import Progress, silent
 from ..structures import Cameras, GaussianSplats, Views
 from ..unseen import trim_unseen
@@ -23,6 +24,7 @@ from .optimise import Stepper, draw, on_fit_stream
 from .projection import LOW_PASS_VARIANCE, Pinholes
 from .raster import render_splats
 from .schedule import Pace, densify_fractions, rates_at
+from .watch import Watch, psnr_on_white
 
 MARGIN = 16  # px kept around the objects: SSIM's windows reach 10 px, frames may shift by some
 
@@ -84,79 +86,105 @@ def fit_splats(
     device, dtype = views.device, views.images.dtype
     with cores_for_engine(device, dtype), on_fit_stream(device):
         small = _at_resolution(views, config.resolution)
-        fitted, steps, stopped = _optimise(small, config, progress, finish, started)
-        psnr_train = _psnr_on_white(fitted, small)
+        run = _Run(small, config, progress, test_views, finish, started)
+        run.optimise()
+        fitted = run.parameters.splats()
         splats = _for_cameras(fitted, small.cameras, views.cameras)
         report: dict[str, Any] = {
-            "steps": steps,
+            "steps": run.pace.steps,
             "splats": len(splats),
             "seconds": round(time.perf_counter() - started, 3),
-            "psnr_train": round(psnr_train, 3),
+            "psnr_train": round(psnr_on_white(fitted, small), 3),
             "resolution": max(small.cameras.width, small.cameras.height),
             "seed": config.seed,
             "engine": choose_engine(device, dtype).name,
             "device": str(device),
-            "stopped": stopped,
+            "stopped": run.pace.reason,
         }
         if test_views is not None:
-            report["psnr_test"] = round(_psnr_on_white(splats, test_views), 3)
+            report["psnr_test"] = round(psnr_on_white(splats, test_views), 3)
     return SplatFit(splats, report, views)
 
 
-def _optimise(
-    views: Views,
-    config: SplatFitConfig,
-    progress: Progress,
-    finish: Callable[[], bool],
-    started: float,
-) -> tuple[GaussianSplats, int, str]:
-    """The loop: steps at their pace, and now and then a split.
+class _Run:
+    """One fit: the Gaussians, what they are fitted to, and the loop."""
 
-    Returns:
-        The Gaussians, how many steps were taken, and why no more.
-    """
-    generator = torch.Generator().manual_seed(config.seed)  # on CPU: same draws on every device
-    hull = _hull(views, config, progress)
-    initial = min(config.initial_splats, config.max_splats)
-    start, spacing = splats_from_hull(hull, views, initial, config.sh_degree, generator)
-    size = hull.half_size
-    parameters = Parameters(
-        start, rates_at(config, size, 0.0), config.max_splats, config.adam_epsilon
-    )
-    cropped = crop_views(views, MARGIN)
-    masks = cropped.masks[..., None]
-    targets = torch.cat([cropped.images * masks, masks], dim=-1).contiguous()
-    draws = draw(len(views), config, generator, views.device)
-    confidences = torch.ones_like(cropped.masks)
-    pinholes = Pinholes.of(cropped.cameras)
-    stepper = Stepper(parameters, targets, confidences, pinholes, draws, spacing, config)
+    def __init__(
+        self,
+        views: Views,
+        config: SplatFitConfig,
+        progress: Progress,
+        test_views: Views | None,
+        finish: Callable[[], bool],
+        started: float,
+    ) -> None:
+        self.config, self.progress, self.finish = config, progress, finish
+        generator = torch.Generator().manual_seed(config.seed)  # on CPU: the same on every device
+        hull = _hull(views, config, progress)
+        start, self.spacing = splats_from_hull(
+            hull, views, _budget(config, 0), config.sh_degree, generator
+        )
+        self.size = hull.half_size
+        rates = rates_at(config, self.size, 0.0)
+        self.parameters = Parameters(start, rates, config.max_splats, config.adam_epsilon)
+        self.draws = draw(len(views), config, generator, views.device)
+        self.cut_out = crop_views(views, MARGIN)
+        self.pace = Pace(config, started, views.device)
+        self.rounds = 0  # of densification that are done
+        self.watch = Watch(config, test_views)
+        self.perceptual = _perceptual(config, views.device)
 
-    pace = Pace(config, started, views.device)
-    rounds = densify_fractions(config)
-    densified = 0
-    try:
-        while not pace.done:
-            parameters.adam.set_rates(rates_at(config, size, pace.fraction))
-            for _ in range(pace.stride):
-                stepper.step()
-            pace.advance()
-            while densified < len(rounds) and pace.fraction >= rounds[densified]:
-                densified += 1
-                stepper.lost_pairs()
-                budget = _budget(config, densified)
-                split_and_prune(parameters, stepper.pull, budget, config.prune_opacity)
-                stepper.pull.zero_()
-            progress(
-                pace.steps,
-                pace.total,
-                preview=lambda: _picture(parameters.splats(), views.cameras[0]),
-                text=f"{_budget(config, densified):,} splats",
-            )
-            if finish():
-                pace.stop("finish now")
-        return parameters.splats(), pace.steps, pace.reason
-    finally:
-        stepper.close()
+    def optimise(self) -> None:
+        """Steps at their pace, first at half the resolution if so set; now and then a split."""
+        if self.config.coarse_until > 0:
+            width, height = self.cut_out.cameras.width, self.cut_out.cameras.height
+            half = resize_views(self.cut_out, max(1, width // 2), max(1, height // 2))
+            self._take_steps(half, self.config.coarse_until)
+        self._take_steps(self.cut_out, 1.0)
+
+    def _take_steps(self, views: Views, until: float) -> None:
+        """Fit to views until a fraction of the run."""
+        masks = views.masks[..., None]
+        stepper = Stepper(
+            self.parameters,
+            torch.cat([views.images * masks, masks], dim=-1).contiguous(),
+            torch.ones_like(views.masks),
+            Pinholes.of(views.cameras),
+            self.draws,
+            self.spacing,
+            self.config,
+            self.perceptual,
+        )
+        stepper.position.fill_(self.pace.steps)
+        camera = views.cameras[0]
+        try:
+            while not self.pace.done and self.pace.fraction < until:
+                rates = rates_at(self.config, self.size, self.pace.fraction)
+                self.parameters.adam.set_rates(rates)
+                for _ in range(self.pace.stride):
+                    stepper.step()
+                self.pace.advance()
+                self._densify(stepper)
+                self.progress(
+                    self.pace.steps,
+                    self.pace.total,
+                    preview=lambda: _picture(self.parameters.splats(), camera),
+                    text=f"{_budget(self.config, self.rounds):,} splats",
+                )
+                if self.finish():
+                    self.pace.stop("finish now")
+                elif self.watch.stalls(self.pace.fraction, stepper, self.parameters):
+                    self.pace.stop("no more gain")
+        finally:
+            stepper.close()
+
+    def _densify(self, stepper: Stepper) -> None:
+        due = densify_fractions(self.config)
+        while self.rounds < len(due) and self.pace.fraction >= due[self.rounds]:
+            self.rounds += 1
+            stepper.lost_pairs()
+            budget = _budget(self.config, self.rounds)
+            split_and_prune(self.parameters, budget, self.config.prune_opacity)
 
 
 def _budget(config: SplatFitConfig, rounds: int) -> int:
@@ -175,16 +203,26 @@ def _hull(views: Views, config: SplatFitConfig, progress: Progress) -> VisualHul
     return trim_unseen(hull, views)
 
 
+def _perceptual(
+    config: SplatFitConfig, device: torch.device
+) -> Callable[[Tensor, Tensor], Tensor] | None:
+    """LPIPS as a loss of pictures [B, H, W, 3] in [0, 1], if it has a weight."""
+    if not config.lpips_weight:
+        return None
+    network, reason = load_lpips_network()
+    if network is None:
+        raise ValueError(f"lpips_weight is {config.lpips_weight:g}, but {reason}; or set it to 0")
+    network = network.to(device)
+
+    def loss(pictures: Tensor, targets: Tensor) -> Tensor:
+        pair = [x.permute(0, 3, 1, 2) * 2 - 1 for x in (pictures, targets)]
+        return network(*pair).mean()
+
+    return loss
+
+
 def _picture(splats: GaussianSplats, camera: Cameras) -> Tensor:  # [H, W, 3]
     return render_splats(splats, camera, depths=False).colours[0]
-
-
-def _psnr_on_white(splats: GaussianSplats, views: Views) -> float:
-    """Mean over the views of the PSNR against pictures on white, dB."""
-    white = composite(views.images, views.masks)
-    pictures = render_splats(splats, views.cameras, depths=False).colours
-    errors = (pictures - white).square().mean((1, 2, 3))
-    return float((-10 * errors.clamp(min=1e-10).log10()).mean())
 
 
 def _at_resolution(views: Views, resolution: int) -> Views:

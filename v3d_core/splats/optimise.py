@@ -88,10 +88,9 @@ class Stepper:
         self.spacing = spacing
         self.perceptual = perceptual
         device = targets.device
-        self.pull = torch.zeros(len(parameters.values["means"]), device=device)
         self.position = torch.zeros(1, dtype=torch.int64, device=device)  # in the draws
-        self.loss = torch.zeros((), device=device)  # of all steps since it was last set to 0
-        self.taken = 0
+        self.loss = torch.zeros((), device=device)  # sum over the steps since the last look
+        self.taken = self._looked = 0
         self._graph: torch.cuda.CUDAGraph | None = None
         self._capacity = None
         engine = choose_engine(device, targets.dtype)
@@ -106,6 +105,13 @@ class Stepper:
         else:
             self._compute()
         self.taken += 1
+
+    def mean_loss_since_last_look(self) -> float:
+        """Mean loss of the steps since this was last called; waits for the device."""
+        mean = float(self.loss) / max(1, self.taken - self._looked)
+        self.loss.zero_()
+        self._looked = self.taken
+        return mean
 
     def close(self) -> None:
         """Give the memory of the captured step back."""
@@ -132,7 +138,7 @@ class Stepper:
             self.pinholes.K.index_select(0, batch),
             *self.pinholes[2:],
         )
-        pictures = rasterize(*p.activated(), cameras, pull=self.pull)
+        pictures = rasterize(*p.activated(), cameras, pull=p.pull)
         weights = LossWeights(config.ssim_weight, config.mask_weight)
         loss = photometric_loss(
             pictures, self.targets, self.confidences, batch, backgrounds, weights
@@ -178,7 +184,7 @@ class Stepper:
                 )
                 rasterize(*self.parameters.activated(), cameras)
                 most = max(most, int(wanted))
-        growth = len(self.pull) / max(1, len(self.parameters))
+        growth = len(self.parameters.pull) / max(1, len(self.parameters))
         self._capacity = PairCapacity(int(most * PAIR_ROOM * growth), torch.zeros_like(wanted))
         graph = torch.cuda.CUDAGraph()
         torch.cuda.synchronize(device)
