@@ -61,6 +61,14 @@ def step_over_pictures(parameters, weights=None):
     return {name: value.grad for name, value in parameters.values.items()}
 
 
+def split(parameters, pull, budget, prune_opacity):
+    """`split_and_prune` after the pictures have pulled at the Gaussians so hard."""
+    parameters.pull.copy_(pull)
+    result = split_and_prune(parameters, budget, prune_opacity)
+    assert not parameters.pull.any()  # starts anew
+    return result
+
+
 def assert_same_slots(before, after, slots):
     for old, new in zip(before, after, strict=True):
         for name in old:
@@ -127,7 +135,7 @@ def test_storage_never_moves():
 
     before = addresses()
     step_over_pictures(parameters)
-    split_and_prune(parameters, torch.ones(10), budget=10, prune_opacity=0.2)
+    split(parameters, torch.ones(10), budget=10, prune_opacity=0.2)
     parameters.adam.set_rates(dict.fromkeys(NAMES, 0.5))
     step_over_pictures(parameters)
     assert addresses() == before
@@ -154,7 +162,7 @@ def test_put_changes_its_slots_and_nothing_else():
 def test_split_replaces_the_neediest_by_two_symmetric_halves():
     parameters, before = some_parameters()
     scores = torch.tensor([0.0, 5.0, 1.0, 9.0, 2.0, 0.5, 0, 0, 0, 0])
-    assert split_and_prune(parameters, scores, budget=8, prune_opacity=0.005) == (0, 2)
+    assert split(parameters, scores, budget=8, prune_opacity=0.005) == (0, 2)
     after = parameters.splats()
     assert len(after) == 8
     untouched = [0, 2, 4, 5]
@@ -184,7 +192,7 @@ def test_split_leaves_other_slots_and_their_moments_bit_for_bit():
         step_over_pictures(parameters)
     before = snapshot(parameters)
     scores = torch.tensor([0.0, 5.0, 1.0, 9.0, 2.0, 0.5, 0, 0, 0, 0])
-    split_and_prune(parameters, scores, budget=8, prune_opacity=0.005)
+    split(parameters, scores, budget=8, prune_opacity=0.005)
     after = snapshot(parameters)
     assert_same_slots(before, after, [0, 2, 4, 5, 8, 9])
     for moments in after[1:]:  # children start without momentum
@@ -196,12 +204,12 @@ def test_faint_gaussians_go_and_the_others_stay_bit_for_bit():
     parameters, _ = some_parameters()  # opacities 0.1, 0.26, ..., 0.9
     step_over_pictures(parameters)
     before = snapshot(parameters)
-    removed, split = split_and_prune(parameters, torch.zeros(10), budget=10, prune_opacity=0.3)
+    removed, split = split(parameters, torch.zeros(10), budget=10, prune_opacity=0.3)
     assert (removed, split, len(parameters)) == (2, 0, 4)
     assert_same_slots(before, snapshot(parameters), [2, 3, 4, 5])
     assert bool((parameters.values["logit_opacities"][[0, 1]] == EMPTY_LOGIT).all())
     assert float(parameters.splats().opacities.min()) > 0.3
-    again = split_and_prune(parameters, torch.zeros(10), budget=10, prune_opacity=0.3)
+    again = split(parameters, torch.zeros(10), budget=10, prune_opacity=0.3)
     assert again == (0, 0)  # empty slots are not removed once more
 
 
@@ -209,7 +217,7 @@ def test_slots_of_removed_gaussians_are_used_again():
     parameters, _ = some_parameters(6, capacity=6)
     step_over_pictures(parameters)
     scores = torch.tensor([9.0, 0, 0, 0, 0, 1.0])  # the neediest is the faintest, and goes
-    assert split_and_prune(parameters, scores, budget=6, prune_opacity=0.2) == (1, 1)
+    assert split(parameters, scores, budget=6, prune_opacity=0.2) == (1, 1)
     assert len(parameters) == 6
     torch.testing.assert_close(parameters.opacities()[0], parameters.opacities()[5])
     for moments in (parameters.adam.means, parameters.adam.squares):
@@ -231,7 +239,7 @@ def test_slots_of_removed_gaussians_are_used_again():
 )
 def test_budget_and_need_bound_the_splits(budget, scores, expected):
     parameters, before = some_parameters()
-    assert split_and_prune(parameters, scores, budget, prune_opacity=0.005) == (0, expected)
+    assert split(parameters, scores, budget, prune_opacity=0.005) == (0, expected)
     assert len(parameters) == 6 + expected
     if not expected:
         torch.testing.assert_close(parameters.splats().means, before.means)
@@ -242,7 +250,7 @@ def test_a_split_hardly_changes_the_picture():
     parameters = Parameters(splats, dict.fromkeys(NAMES, 0.01), 60)
     cameras = orbit_cameras(Orbit(num_views=2), 48, 48)
     before = rasterize(*parameters.activated(), cameras).detach()
-    split_and_prune(parameters, torch.ones(60), budget=60, prune_opacity=0.005)
+    split(parameters, torch.ones(60), budget=60, prune_opacity=0.005)
     after = rasterize(*parameters.activated(), cameras).detach()
     assert len(parameters) == 60
     assert float((after - before).square().mean()) < 0.1 * float(before.square().mean())
