@@ -71,6 +71,8 @@ class FrameAligner:
         weights: Confidence of each pixel in [0, 1]; rewritten in place. [V, H, W]
         warps: B-spline coefficients of the displacements (x, y). [V, 2, n, n]
         gains: Factors of the colours; median over the views 1. [V, 3]
+        disagreement: Rms warp over the object, fraction of the side, and spread of the logarithms
+            of the gains, as the last update found them before it decided. Two scalars
     """
 
     def __init__(
@@ -106,6 +108,7 @@ class FrameAligner:
         self._coverage = self._small[:, 3]
         self._bent = torch.zeros((), dtype=torch.bool, device=targets.device)
         self._shaded = torch.zeros_like(self._bent)
+        self.disagreement = (targets.new_zeros(()), targets.new_zeros(()))
         self._errors = [targets.new_zeros(count), targets.new_zeros(count)]  # first, last
 
     @torch.no_grad()
@@ -143,14 +146,6 @@ class FrameAligner:
         self._rewrite(residual)
         moves = field_basis(means, self.centre, self.half_size, c.field_nodes) @ field
         return torch.where(self._bent, moves, 0.0)
-
-    @property
-    def disagreement(self) -> tuple[Tensor, Tensor]:
-        """Mean warp over the object as a fraction of the side, and spread of the gains; scalars."""
-        height, width = self._coverage.shape[1:]
-        length = evaluate_warps(self.warps, height, width).square().sum(-1)
-        moved = ((length * self._coverage).sum() / self._coverage.sum()).sqrt()
-        return moved, self.gains.log().square().mean().sqrt()
 
     def disagrees(self) -> bool:
         """Whether the frames disagree by more than what a fit of agreeing frames shows."""
@@ -231,12 +226,12 @@ class FrameAligner:
         own_right = own_right + (warps @ self._precision).flatten(1)[..., None]
         field_right = (flat_b.T @ right.flatten()).double()
 
-        factor = torch.linalg.cholesky(own)
+        factor, _ = torch.linalg.cholesky_ex(own)  # the checking forms wait for the GPU
         from_field = torch.cholesky_solve(shared, factor)
         from_right = torch.cholesky_solve(own_right, factor)
         schur = field - (shared.mT @ from_field).sum(0)
         schur_right = field_right - (shared.mT @ from_right).sum(0)[:, 0]
-        step = -torch.linalg.solve(schur, schur_right)
+        step, _ = torch.linalg.solve_ex(schur, -schur_right)
         warp_step = -(from_right[..., 0] + from_field @ step)
         return (
             warp_step.view_as(self.warps).to(self.warps.dtype),
@@ -287,7 +282,11 @@ class FrameAligner:
 
         Before, every update starts anew from the frames as they are.
         """
-        moved, spread = self.disagreement
+        height, width = self._coverage.shape[1:]
+        length = evaluate_warps(self.warps, height, width).square().sum(-1)
+        moved = ((length * self._coverage).sum() / self._coverage.sum()).sqrt()
+        spread = self.gains.log().square().mean().sqrt()
+        self.disagreement = (moved, spread)
         self._bent |= moved > self.config.agreeing_warp
         self._shaded |= spread > self.config.agreeing_gain
         self.warps = torch.where(self._bent, self.warps, 0.0)
