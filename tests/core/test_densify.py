@@ -204,8 +204,8 @@ def test_faint_gaussians_go_and_the_others_stay_bit_for_bit():
     parameters, _ = some_parameters()  # opacities 0.1, 0.26, ..., 0.9
     step_over_pictures(parameters)
     before = snapshot(parameters)
-    removed, split = split(parameters, torch.zeros(10), budget=10, prune_opacity=0.3)
-    assert (removed, split, len(parameters)) == (2, 0, 4)
+    removed, halved = split(parameters, torch.zeros(10), budget=10, prune_opacity=0.3)
+    assert (removed, halved, len(parameters)) == (2, 0, 4)
     assert_same_slots(before, snapshot(parameters), [2, 3, 4, 5])
     assert bool((parameters.values["logit_opacities"][[0, 1]] == EMPTY_LOGIT).all())
     assert float(parameters.splats().opacities.min()) > 0.3
