@@ -216,6 +216,20 @@ def test_a_shift_of_one_frame_is_found_and_the_others_stay(orbit):
     assert rows[4]["db_after"] > rows[4]["db_before"] + 6
 
 
+def test_frames_that_are_not_square_are_aligned_as_well(orbit):
+    frames, cameras = orbit
+    wide = frames[:, 8:56].contiguous()
+    K = cameras.K - torch.tensor([[0.0, 0, 0], [0, 0, 8], [0, 0, 0]])
+    cameras = dataclasses.replace(cameras, K=K, height=48)
+    spoiled = wide.clone()
+    spoiled[3] = displaced(wide[3:4], (torch.tensor([2.0, -1.5]) / SIZE).expand(1, 48, SIZE, 2))[0]
+    aligner = aligner_of(spoiled, cameras, STILL)
+    settle(aligner, wide)
+    moved = [row["moved_px"] for row in aligner.report()]
+    assert moved[3] == pytest.approx(2.5, abs=0.3)
+    assert max(moved[:3] + moved[4:]) < 0.5
+
+
 def test_gains_are_found_up_to_their_common_factor(orbit):
     frames, _ = orbit
     true = 1 + 0.05 * torch.randn(9, 3, generator=torch.Generator().manual_seed(2))
