@@ -31,6 +31,7 @@ class SplatFitConfig:
     mask_weight: float = 0.2  # of the L1 distance between coverage and mask
     lpips_weight: float = 0.0  # of LPIPS, where its weights are there
     opacity_weight: float = 0.005  # of the mean opacity; V3D adds 0.1, undocumented
+    opaque_weight: float = 0.0  # of half coverage seen from above and below, where no view is
     scale_weight: float = 0.01  # of how far the longest axes exceed the limit, in e-folds
     scale_limit: float = 1.5  # of the distance between neighbours at the start
     random_background: bool = True  # a new background colour per picture and step

@@ -20,7 +20,7 @@ from .config import SplatFitConfig
 from .densify import Parameters, split_and_prune
 from .engines import choose_engine, cores_for_engine
 from .init import splats_from_hull
-from .optimise import Stepper, draw, on_fit_stream
+from .optimise import Stepper, draw, on_fit_stream, views_around
 from .projection import LOW_PASS_VARIANCE, Pinholes
 from .raster import render_splats
 from .schedule import Pace, densify_fractions, rates_at
@@ -124,7 +124,7 @@ class _Run:
         start, self.spacing = splats_from_hull(
             hull, views, _budget(config, 0), config.sh_degree, generator
         )
-        self.size = hull.half_size
+        self.centre, self.size = hull.centre, hull.half_size
         rates = rates_at(config, self.size, 0.0)
         self.parameters = Parameters(start, rates, config.max_splats, config.adam_epsilon)
         self.draws = draw(len(views), config, generator, views.device)
@@ -145,12 +145,14 @@ class _Run:
     def _take_steps(self, views: Views, until: float) -> None:
         """Fit to views until a fraction of the run."""
         masks = views.masks[..., None]
+        pinholes = Pinholes.of(views.cameras)
         stepper = Stepper(
             self.parameters,
             torch.cat([views.images * masks, masks], dim=-1).contiguous(),
             torch.ones_like(views.masks),
-            Pinholes.of(views.cameras),
+            pinholes,
             self.draws,
+            views_around(pinholes, self.centre),
             self.spacing,
             self.config,
             self.perceptual,

@@ -18,6 +18,14 @@ from .photometric import LossWeights, photometric_loss
 from .projection import Pinholes
 from .raster import rasterize
 
+OPAQUE_VIEWS = 3  # views nobody took that are rendered in a step; by trial
+OPAQUE_STRIDE = 7  # from one such view to the next: no divisor of the numbers of views in use
+OPAQUE_ANGLES_DEG = (
+    25.0,
+    -25.0,
+    45.0,
+    -45.0,
+)  # above and below the views that were taken; by trial
 DRAWS = 1024  # batches and backgrounds drawn in advance; a longer run uses them again
 WARM_UP_STEPS = 3  # before a capture, as torch's documentation of CUDA graphs asks
 PAIR_ROOM = 1.5  # room for pairs in a captured step, against what the first step wants
@@ -60,6 +68,21 @@ def draw(
     return Draws(torch.tensor(batches, device=device), backgrounds.to(device))
 
 
+def views_around(pinholes: Pinholes, centre: Tensor) -> Pinholes:
+    """Every camera turned about its own horizontal axis through `centre` [3], up and down."""
+    poses = []
+    for angle in OPAQUE_ANGLES_DEG:
+        cos, sin = math.cos(math.radians(angle)), math.sin(math.radians(angle))
+        turn = centre.new_tensor([[1, 0, 0], [0, cos, -sin], [0, sin, cos]])
+        pose = pinholes.world_to_camera
+        middle = pose[:, :3, :3] @ centre[:, None] + pose[:, :3, 3:]
+        turned = pose.clone()
+        turned[:, :3, :3] = turn @ pose[:, :3, :3]
+        turned[:, :3, 3:] = turn @ (pose[:, :3, 3:] - middle) + middle
+        poses.append(turned)
+    return Pinholes(torch.cat(poses), pinholes.K.repeat(len(poses), 1, 1), *pinholes[2:])
+
+
 class Stepper:
     """Runs steps over fixed storage: Gaussians, targets, cameras.
 
@@ -74,18 +97,20 @@ class Stepper:
         confidences: Tensor,  # [V, H, W]
         pinholes: Pinholes,
         draws: Draws,
+        around: Pinholes,
         spacing: float,
         config: SplatFitConfig,
         perceptual: Callable[[Tensor, Tensor], Tensor] | None = None,
     ) -> None:
         """Take what a fit works on.
 
-        `spacing` is the distance between neighbours at the start, world units. `perceptual`
+        `around` are views that nobody took, from which the object shall look solid. `spacing` is
+        the distance between neighbours at the start, world units. `perceptual`
         compares pictures [B, H, W, 3] with targets and gives a loss, or is None.
         """
         self.parameters, self.targets, self.confidences = parameters, targets, confidences
         self.pinholes, self.draws, self.config = pinholes, draws, config
-        self.spacing = spacing
+        self.around, self.spacing = around, spacing
         self.perceptual = perceptual
         device = targets.device
         self.position = torch.zeros(1, dtype=torch.int64, device=device)  # in the draws
@@ -133,12 +158,13 @@ class Stepper:
         index = self.position % len(self.draws.batches)
         batch = self.draws.batches.index_select(0, index)[0]
         backgrounds = self.draws.backgrounds.index_select(0, index)[0]
-        cameras = Pinholes(
-            self.pinholes.world_to_camera.index_select(0, batch),
-            self.pinholes.K.index_select(0, batch),
-            *self.pinholes[2:],
-        )
+        cameras = self._cameras(batch)
         pictures = rasterize(*p.activated(), cameras, pull=p.pull)
+        solidity = torch.zeros((), device=pictures.device)
+        if config.opaque_weight:  # a surface is opaque or not there
+            coverage = pictures[len(batch) :, ..., 3]
+            solidity = config.opaque_weight * (coverage * (1 - coverage)).mean()
+            pictures = pictures[: len(batch)]
         weights = LossWeights(config.ssim_weight, config.mask_weight)
         loss = photometric_loss(
             pictures, self.targets, self.confidences, batch, backgrounds, weights
@@ -151,11 +177,21 @@ class Stepper:
                 wanted[..., :3] + (1 - wanted[..., 3:]) * behind,
             )
         self.loss += loss.detach()
-        loss = loss + self._regularisers()
+        loss = loss + solidity + self._regularisers()
         p.forget_gradients()
         loss.backward()
         p.adam.step()
         self.position += 1
+
+    def _cameras(self, batch: Tensor) -> Pinholes:
+        """The views of a step, and after them some of those that nobody took."""
+        poses, K = (t.index_select(0, batch) for t in self.pinholes[:2])
+        if self.config.opaque_weight:
+            each = torch.arange(OPAQUE_VIEWS, device=batch.device)
+            turn = (self.position * OPAQUE_VIEWS + each) * OPAQUE_STRIDE % len(self.around.K)
+            poses = torch.cat([poses, self.around.world_to_camera.index_select(0, turn)])
+            K = torch.cat([K, self.around.K.index_select(0, turn)])
+        return Pinholes(poses, K, *self.pinholes[2:])
 
     def _regularisers(self) -> Tensor:
         config, p = self.config, self.parameters
@@ -175,14 +211,11 @@ class Stepper:
         device = self.targets.device
         wanted = torch.zeros(1, dtype=torch.int32, device=device)
         probe = PairCapacity(1, wanted)
-        with torch.no_grad(), fixed_pair_capacity(probe):  # all views: the largest batch there is
+        with torch.no_grad(), fixed_pair_capacity(probe):
             most = 0
-            for start in range(0, len(self.pinholes.K), len(self.draws.batches[0])):
-                part = slice(start, start + len(self.draws.batches[0]))
-                cameras = Pinholes(
-                    self.pinholes.world_to_camera[part], self.pinholes.K[part], *self.pinholes[2:]
-                )
-                rasterize(*self.parameters.activated(), cameras)
+            all_views = -(-len(self.pinholes.K) // len(self.draws.batches[0]))
+            for batch in self.draws.batches[:all_views]:
+                rasterize(*self.parameters.activated(), self._cameras(batch))
                 most = max(most, int(wanted))
         growth = len(self.parameters.pull) / max(1, len(self.parameters))
         self._capacity = PairCapacity(int(most * PAIR_ROOM * growth), torch.zeros_like(wanted))
