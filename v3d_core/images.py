@@ -111,6 +111,16 @@ def resize_views(views: Views, width: int, height: int) -> Views:
     )
 
 
+def fit_within(views: Views, longer_side: int) -> Views:
+    """Views scaled down so that their longer side is at most `longer_side` px; 0 = as they are."""
+    longer = max(views.cameras.width, views.cameras.height)
+    if longer_side == 0 or longer <= longer_side:
+        return views
+    scale = longer_side / longer
+    width = max(1, round(views.cameras.width * scale))
+    return resize_views(views, width, max(1, round(views.cameras.height * scale)))
+
+
 def crop_views(views: Views, margin: int) -> Views:
     """The same views cut to the box around all objects and `margin` pixels more; cameras follow."""
     covered = views.masks.amax(0) > 0

@@ -18,6 +18,7 @@ from .projection import MAX_ALPHA, MIN_ALPHA, quats_to_rotations
 
 SPLIT_SHRINK = 1.6  # a split Gaussian's width against its parent's; Kerbl et al. 2023, section 5.2
 SPLIT_OFFSET = 0.5  # standard deviations from the parent's centre, along its longest axis
+EMPTY_LOG_SCALE = -10.0  # of an empty slot: small, so that nothing pulls at it
 EMPTY_LOGIT = -30.0  # of the opacity of an empty slot: far below the 1/255 that is drawn
 
 
@@ -42,7 +43,7 @@ class Parameters:
         opacities = (splats.opacities / MAX_ALPHA).clamp(1e-4, 1 - 1e-4)
         raw = {
             "means": (splats.means, 0.0),
-            "log_scales": (splats.scales.log(), 0.0),
+            "log_scales": (splats.scales.log(), EMPTY_LOG_SCALE),
             "quats": (splats.quats, 1.0),
             "logit_opacities": (torch.logit(opacities), EMPTY_LOGIT),
             "sh_dc": (splats.sh[:, :1], 0.0),
@@ -110,7 +111,7 @@ def split_and_prune(
     v, scores = parameters.values, parameters.pull
     logits = v["logit_opacities"]
     filled = logits > EMPTY_LOGIT / 2
-    alive = parameters.opacities() >= prune_opacity
+    alive = filled & (parameters.opacities() >= prune_opacity)
     removed = int((filled & ~alive).sum())
     logits.masked_fill_(~alive, EMPTY_LOGIT)
     empty = torch.nonzero(~alive)[:, 0]

@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 from ..backends import load_lpips_network
-from ..images import crop_views, resize_views
+from ..images import crop_views, fit_within, resize_views
 from ..progress import Progress, silent
 from ..structures import Cameras, GaussianSplats, Views
 from ..unseen import trim_unseen
 from ..visual_hull import VisualHull, tight_visual_hull
 from .config import SplatFitConfig
+from .consensus import MISSES_AFTER, reach_consensus
 from .densify import Parameters, split_and_prune
 from .engines import choose_engine, cores_for_engine
 from .init import splats_from_hull
@@ -85,8 +86,11 @@ def fit_splats(
         )
     device, dtype = views.device, views.images.dtype
     with cores_for_engine(device, dtype), on_fit_stream(device):
-        small = _at_resolution(views, config.resolution)
-        run = _Run(small, config, progress, test_views, finish, started)
+        consensus = reach_consensus(views, config, progress, finish)
+        if consensus is not None:
+            views = consensus.views
+        small = fit_within(views, config.resolution)
+        run = _Run(small, config, consensus is not None, progress, test_views, finish, started)
         run.optimise()
         fitted = run.parameters.splats()
         splats = _for_cameras(fitted, small.cameras, views.cameras)
@@ -100,7 +104,10 @@ def fit_splats(
             "engine": choose_engine(device, dtype).name,
             "device": str(device),
             "stopped": run.pace.reason,
+            "frames": "agree" if consensus is None else "disagree",
         }
+        if consensus is not None:
+            report["per_view"] = consensus.per_view
         if test_views is not None:
             report["psnr_test"] = round(psnr_on_white(splats, test_views), 3)
     return SplatFit(splats, report, views)
@@ -113,6 +120,7 @@ class _Run:
         self,
         views: Views,
         config: SplatFitConfig,
+        disagreed: bool,
         progress: Progress,
         test_views: Views | None,
         finish: Callable[[], bool],
@@ -120,7 +128,7 @@ class _Run:
     ) -> None:
         self.config, self.progress, self.finish = config, progress, finish
         generator = torch.Generator().manual_seed(config.seed)  # on CPU: the same on every device
-        hull = _hull(views, config, progress)
+        hull = _hull(views, config, MISSES_AFTER if disagreed else 0, progress)
         start, self.spacing = splats_from_hull(
             hull, views, _budget(config, 0), config.sh_degree, generator
         )
@@ -196,10 +204,11 @@ def _budget(config: SplatFitConfig, rounds: int) -> int:
     return round(initial + (config.max_splats - initial) * growth)
 
 
-def _hull(views: Views, config: SplatFitConfig, progress: Progress) -> VisualHull:
+def _hull(views: Views, config: SplatFitConfig, misses: int, progress: Progress) -> VisualHull:
     hull = tight_visual_hull(
         views,
         config.hull_resolution,
+        tolerated_misses=misses,
         progress=lambda step, total, preview=None, text="": progress(0, config.steps, text=text),
     )
     return trim_unseen(hull, views)
@@ -225,16 +234,6 @@ def _perceptual(
 
 def _picture(splats: GaussianSplats, camera: Cameras) -> Tensor:  # [H, W, 3]
     return render_splats(splats, camera, depths=False).colours[0]
-
-
-def _at_resolution(views: Views, resolution: int) -> Views:
-    """Views scaled so that their longer side is `resolution`; never enlarged."""
-    longer = max(views.cameras.width, views.cameras.height)
-    if resolution == 0 or longer <= resolution:
-        return views
-    scale = resolution / longer
-    width = max(1, round(views.cameras.width * scale))
-    return resize_views(views, width, max(1, round(views.cameras.height * scale)))
 
 
 def _for_cameras(splats: GaussianSplats, fitted: Cameras, wanted: Cameras) -> GaussianSplats:

@@ -53,14 +53,13 @@ def draw(
     queue: list[int] = []
     batches = []
     for _ in range(count):
-        batch: list[int] = []
-        while len(batch) < size:
-            if not queue:
-                queue = torch.randperm(views, generator=generator).tolist()
-            view = queue.pop()
-            if view not in batch:
-                batch.append(view)
-        batches.append(batch)
+        if len(queue) < size:  # what is left comes first, then all others, so none comes twice
+            again = torch.randperm(views, generator=generator).tolist()
+            queue += [view for view in again if view not in queue] + [
+                v for v in again if v in queue
+            ]
+        batches.append(queue[:size])
+        queue = queue[size:]
     if config.random_background:
         backgrounds = torch.rand(count, size, 3, generator=generator)
     else:

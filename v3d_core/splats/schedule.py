@@ -81,12 +81,11 @@ class Pace:
         self.total, self.reason = self.steps, reason
 
     def _plan(self) -> None:
-        now = time.perf_counter()
         end = self._started + self._budget * (1 - FINISH_SHARE)
-        if now >= end:
-            self.total, self.reason = self.steps, "time budget"
-            return
-        finished = max(1, self.steps - STRIDES_AHEAD * self.stride * self._on_cuda)
+        now = time.perf_counter()
+        enqueued = len(self._pending) * self.stride  # on their way, at most
+        finished = max(1, self.steps - enqueued)
         per_step = (now - self._first_step) / finished
-        self.total = self.steps + max(1, int((end - now) / per_step))
         self.reason = "time budget"
+        left = end - now - enqueued * per_step
+        self.total = self.steps + max(0, int(left / per_step))

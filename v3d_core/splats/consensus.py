@@ -1,0 +1,142 @@
+"""Finding out whether frames disagree, and laying them on one object before the real fit.
+
+A small, coarse splat is fitted to all frames; `align.FrameAligner` compares it with every frame,
+moves both, and the small splat is fitted on. Frames that agree are noticed at the first comparison
+and stay as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ..images import fit_within
+from ..progress import Progress
+from ..structures import Views
+from ..unseen import trim_unseen
+from ..visual_hull import tight_visual_hull
+from .align import AlignConfig, FrameAligner
+from .config import SplatFitConfig
+from .densify import Parameters
+from .init import splats_from_hull
+from .optimise import Stepper, draw, views_around
+from .projection import Pinholes
+from .raster import rasterize
+from .schedule import rates_at
+
+# The small fit. Trials: docs/provenance.md
+COARSE = SplatFitConfig(
+    resolution=128, initial_splats=4000, max_splats=4000, densify_rounds=0, views_per_step=6
+)
+COARSE_HULL = 96  # voxels along the object's longest side
+FIRST_STEPS = 60  # before the first comparison
+STEPS_BETWEEN = 40  # between two comparisons
+ROUNDS = 5  # comparisons after the first; more gained 0.1 dB at most (measured)
+MISSES_BEFORE, MISSES_AFTER = 2, 1  # silhouettes that may be wrong about a voxel
+FEWEST_VIEWS = 6  # fewer do not say which of them is wrong
+
+
+@dataclass(frozen=True)
+class Consensus:
+    """Frames laid on one object.
+
+    Attributes:
+        views: The views, corrected at their own resolution.
+        per_view: Consistency figures of each view: pixels moved, gains, dB before and after.
+    """
+
+    views: Views
+    per_view: list[dict[str, Any]]
+
+
+def reach_consensus(
+    views: Views, config: SplatFitConfig, progress: Progress, finish: Callable[[], bool]
+) -> Consensus | None:
+    """Align frames that disagree.
+
+    Args:
+        views: All frames, at full resolution.
+        config: Of the real fit; `align` "on" corrects whatever is found, "auto" only what exceeds
+            the noise of agreeing frames.
+        progress: Told before every round.
+        finish: True ends the rounds.
+
+    Returns:
+        The corrected views, or None where the frames agree.
+    """
+    if config.align == "off" or len(views) < FEWEST_VIEWS:
+        return None
+    small = fit_within(views, COARSE.resolution)
+    fit = _CoarseFit(small, MISSES_BEFORE, config.seed)
+    always = AlignConfig(agreeing_warp=0.0, agreeing_gain=0.0)
+    aligner = FrameAligner(
+        fit.stepper.targets,
+        small.cameras,
+        fit.hull.centre,
+        fit.hull.half_size,
+        always if config.align == "on" else None,
+    )
+    progress(0, config.steps, text="Do the frames agree?")
+    fit.take_steps(FIRST_STEPS)
+    moves = aligner.update(fit.render(), fit.parameters.values["means"].detach())
+    if not aligner.disagrees():
+        fit.stepper.close()
+        return None
+    fit.parameters.values["means"].data.add_(moves)
+    fit.stepper.close()
+    # from here on with a hull of corrected masks
+    fit = _CoarseFit(aligner.corrected_views(small), MISSES_AFTER, config.seed, aligner)
+    aligner.centre, aligner.half_size = fit.hull.centre, fit.hull.half_size
+    for number in range(ROUNDS):
+        progress(0, config.steps, text=f"Aligning the frames, round {number + 1} of {ROUNDS}")
+        if finish():
+            break
+        fit.take_steps(STEPS_BETWEEN)
+        moves = aligner.update(fit.render(), fit.parameters.values["means"].detach())
+        fit.parameters.values["means"].data.add_(moves)
+    fit.stepper.close()
+    longer = max(views.cameras.width, views.cameras.height)
+    return Consensus(aligner.corrected_views(views), aligner.report(longer))
+
+
+class _CoarseFit:
+    """A small splat over small frames, fitted a few steps at a time."""
+
+    def __init__(
+        self, views: Views, misses: int, seed: int, aligner: FrameAligner | None = None
+    ) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        hull = tight_visual_hull(views, COARSE_HULL, tolerated_misses=misses)
+        self.hull = trim_unseen(hull, views)
+        start, spacing = splats_from_hull(self.hull, views, COARSE.initial_splats, 0, generator)
+        rates = rates_at(COARSE, self.hull.half_size, 0.0)
+        self.parameters = Parameters(start, rates, COARSE.max_splats, COARSE.adam_epsilon)
+        if aligner is None:
+            masks = views.masks[..., None]
+            targets = torch.cat([views.images * masks, masks], dim=-1).contiguous()
+        else:
+            targets = aligner.targets  # rewritten in place from round to round
+        self.pinholes = Pinholes.of(views.cameras)
+        self.stepper = Stepper(
+            self.parameters,
+            targets,
+            torch.ones_like(views.masks),
+            self.pinholes,
+            draw(len(views), COARSE, generator, views.device),
+            views_around(self.pinholes, self.hull.centre),
+            spacing,
+            COARSE,
+        )
+
+    def take_steps(self, count: int) -> None:
+        """Fit on."""
+        for _ in range(count):
+            self.stepper.step()
+
+    @torch.no_grad()
+    def render(self) -> torch.Tensor:  # [V, H, W, 4]
+        """All frames as the splat has them now."""
+        return rasterize(*self.parameters.activated(), self.pinholes)
