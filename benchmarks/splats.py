@@ -41,7 +41,7 @@ from v3d_core.formats.views import load_views
 from v3d_core.images import unpremultiply
 from v3d_core.metrics import score_views
 from v3d_core.report import peak_memory_mib
-from v3d_core.splats.config import SPLAT_PRESETS, SplatFitConfig
+from v3d_core.splats.config import SPLAT_PRESETS, SplatFitConfig, splat_preset
 from v3d_core.splats.fit import fit_splats
 from v3d_core.splats.raster import render_splats
 from v3d_core.structures import GaussianSplats, Views
@@ -252,7 +252,8 @@ def main() -> None:
     if options.budgets is None:
         wanted = options.levels is not None
         options.budgets = BUDGETS[torch.device(options.device).type] if wanted else ()
-    config = changed(SPLAT_PRESETS[options.preset], options.changes)
+    device_type = torch.device(options.device).type
+    config = changed(splat_preset(options.preset, device_type), options.changes)
     results: dict[str, Any] = {
         "preset": options.preset,
         "changes": options.changes,

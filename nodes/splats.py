@@ -11,19 +11,22 @@ from comfy_api.v0_0_2 import io
 from ..v3d_core.cameras import resize_cameras
 from ..v3d_core.holdout import hold_out_every
 from ..v3d_core.images import depth_picture
-from ..v3d_core.splats.config import SPLAT_PRESETS, SplatFitConfig
+from ..v3d_core.splats.config import SPLAT_PRESETS, SplatFitConfig, splat_preset
+from ..v3d_core.splats.engines import choose_engine
 from ..v3d_core.splats.fit import fit_splats
 from ..v3d_core.splats.raster import render_splats
 from ..v3d_core.structures import Cameras, Views
 from .convert import CPU, colour_from_hex, splats_from_host, splats_to_host, to_host
 from .finish import finishable
-from .runtime import NodeProgress, fitting, named_errors, owned, tell
+from .runtime import NodeProgress, compute_device, fitting, named_errors, owned, tell
 from .sockets import V3DCameras, V3DViews
 
-# Per picture of a step, with gradients; measured with the torch rasteriser (3.3 KiB and 0.7 KiB
-# between 10,000 and 40,000 splats at 256 and 512 px), rounded up.
-BYTES_PER_SPLAT = 4096
-BYTES_PER_PIXEL = 1024
+# Bytes per Gaussian and per pixel in each picture of a step, with gradients. torch: measured between
+# 10,000 and 40,000 splats at 256 and 512 px (3.3 KiB and 0.7 KiB), rounded up. The others keep a
+# record, its gradient and some pairs, and a handful of floats a pixel (590 MB measured for 18
+# pictures of 512 px and 50,000 splats, all views included).
+BYTES_PER_SPLAT = {"torch": 4096, "warp": 256, "gsplat": 256}
+BYTES_PER_PIXEL = {"torch": 1024, "warp": 128, "gsplat": 256}
 
 FRAMES = {"auto": None, "agree": "off", "disagree": "on"}  # widget -> SplatFitConfig.align
 DEPTHS = ("near is white", "scene units")
@@ -163,9 +166,12 @@ class V3DFitSplat(io.ComfyNode):
     @classmethod
     @named_errors
     def execute(cls, views, preset, hold_out=0, **widgets) -> io.NodeOutput:
-        config = config_from_widgets(preset, **widgets)
+        device = compute_device()
+        config = config_from_widgets(preset, device.type, **widgets)
+        engine = choose_engine(device, torch.float32).name
         fitted, held_out = hold_out_every(views, hold_out)
-        with fitting(memory_estimate(views, config)) as device, finishable() as finish:
+        room = memory_estimate(views, config, engine)
+        with fitting(room) as device, finishable() as finish:
             fit = fit_splats(
                 owned(fitted, device),
                 config,
@@ -180,6 +186,7 @@ class V3DFitSplat(io.ComfyNode):
 
 def config_from_widgets(
     preset: str,
+    device_type: str,
     *,
     seed: int,
     sh_degree: int,
@@ -189,7 +196,7 @@ def config_from_widgets(
 ) -> SplatFitConfig:
     """The preset with every widget that is not 0 (sh_degree: not negative) put over it."""
     changes = {name: value or None for name, value in widgets.items()}
-    return SPLAT_PRESETS[preset].with_changes(
+    return splat_preset(preset, device_type).with_changes(
         seed=seed,
         sh_degree=None if sh_degree < 0 else sh_degree,
         align=FRAMES[frames],
@@ -207,13 +214,14 @@ def summary(report: dict[str, Any]) -> str:
     return f"{report['splats']:,} splats, {quality}, {report['seconds']:.1f} s{early}"
 
 
-def memory_estimate(views: Views, config: SplatFitConfig) -> int:
+def memory_estimate(views: Views, config: SplatFitConfig, engine: str) -> int:
     """Bytes of device memory to make room for: all views, and one step's pictures and splats."""
     pixels = views.masks[0].numel()
     if config.resolution:
         pixels = min(pixels, config.resolution**2)
-    step = config.max_splats * BYTES_PER_SPLAT + pixels * BYTES_PER_PIXEL
-    return views.images.numel() * 16 + config.views_per_step * step
+    step = config.max_splats * BYTES_PER_SPLAT[engine] + pixels * BYTES_PER_PIXEL[engine]
+    pictures = min(config.views_per_step, len(views))
+    return views.images.numel() * 16 + pictures * step
 
 
 class V3DRenderSplat(io.ComfyNode):
@@ -268,7 +276,8 @@ class V3DRenderSplat(io.ComfyNode):
     def execute(cls, splat, cameras, background, resolution, depth_is) -> io.NodeOutput:
         colour, cameras = colour_from_hex(background), cameras_at(cameras, resolution)
         splats = splats_from_host(splat)
-        memory = len(splats) * BYTES_PER_SPLAT + cameras.width * cameras.height * BYTES_PER_PIXEL
+        pixels = cameras.width * cameras.height
+        memory = len(splats) * BYTES_PER_SPLAT["torch"] + pixels * BYTES_PER_PIXEL["torch"]
         progress, pictures = NodeProgress(), []
         with fitting(memory) as device:
             splats = owned(splats, device)

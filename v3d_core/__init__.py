@@ -38,7 +38,7 @@ _CONTENTS = {
     "diffusion.model_files": ("ModelParts", "find_model"),
     "diffusion.orbit": ("OrbitConfig", "SampledOrbit", "sample_orbit"),
     # stage: views to splats, splats to pictures
-    "splats.config": ("SPLAT_PRESETS", "SplatFitConfig"),
+    "splats.config": ("SPLAT_PRESETS", "SplatFitConfig", "splat_preset"),
     "splats.fit": ("SplatFit", "fit_splats"),
     "splats.raster": ("Rendered", "render_splats"),
     # stage: splats to mesh

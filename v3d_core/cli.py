@@ -30,7 +30,7 @@ from .holdout import hold_out_every
 from .mesh.config import SplatMeshConfig
 from .reconstruct import prepare_output, reconstruct
 from .report import Stopwatch, write_report
-from .splats.config import ALIGN_CHOICES, SPLAT_PRESETS, SplatFitConfig
+from .splats.config import ALIGN_CHOICES, SPLAT_PRESETS, SplatFitConfig, splat_preset
 from .splats.fit import fit_splats
 from .structures import Views
 
@@ -266,7 +266,8 @@ def held_out(options: argparse.Namespace, views: Views) -> tuple[Views, Views | 
 
 def chosen_fit(options: argparse.Namespace) -> SplatFitConfig:
     """The preset with the options that were given."""
-    return SPLAT_PRESETS[options.preset].with_changes(
+    preset = splat_preset(options.preset, chosen_device(options.device).type)
+    return preset.with_changes(
         seed=options.seed,
         resolution=options.resolution,
         max_splats=options.max_splats,

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import ModuleType
 
 import v3d_core
-from v3d_core.splats.config import SPLAT_PRESETS
+from v3d_core.splats.config import GPU_SPLAT_PRESETS, SPLAT_PRESETS
 
 ROOT = Path(__file__).resolve().parents[2]
 ROW = re.compile(r"^\| `([^`]+)` \| ([^|]+) \| ([^|]+) \|$", re.MULTILINE)
@@ -55,10 +55,12 @@ def numeric_defaults() -> dict[str, str]:
             elif inspect.isfunction(member):
                 for parameter in inspect.signature(member).parameters.values():
                     found[f"{short}.{name}({parameter.name})"] = parameter.default
-    for preset, config in SPLAT_PRESETS.items():
-        for field in dataclasses.fields(config):
-            if getattr(config, field.name) != field.default:
-                found[f"SPLAT_PRESETS[{preset}].{field.name}"] = getattr(config, field.name)
+    for title, presets in (("", SPLAT_PRESETS), ("GPU_", GPU_SPLAT_PRESETS)):
+        for preset, config in presets.items():
+            for field in dataclasses.fields(config):
+                value = getattr(config, field.name)
+                if value != field.default:
+                    found[f"{title}SPLAT_PRESETS[{preset}].{field.name}"] = value
     texts = {name: text_of(value) for name, value in found.items()}
     return {name: text for name, text in texts.items() if text is not None}
 

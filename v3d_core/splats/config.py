@@ -15,8 +15,8 @@ class SplatFitConfig:
     # run
     steps: int = 500  # optimiser steps
     views_per_step: int = 2  # pictures rendered per step; more is smoother and slower per step
-    resolution: int = 256  # longer side of the pictures that are fitted, px; 0 = as they are
-    coarse_until: float = 0.0  # fraction of the run at half the resolution
+    resolution: int = 384  # longer side of the pictures that are fitted, px; 0 = as they are
+    coarse_until: float = 0.6  # fraction of the run at half the resolution
     seed: int = 0  # start points, order of views, backgrounds
     seconds: float = 0.0  # time budget: the best fit that ends within it; 0 = none
     early_stop: bool = False  # when held-out views, or without any the loss, gain no more
@@ -38,9 +38,9 @@ class SplatFitConfig:
     # learning rates of Adam; positions in units of the object's size
     means_rate: float = 6.4e-3
     means_rate_end: float = 6.4e-5  # log-linear to this at the end of the run
-    scales_rate: float = 1e-2
+    scales_rate: float = 2e-2
     quats_rate: float = 5e-3
-    opacities_rate: float = 5e-2
+    opacities_rate: float = 0.1
     sh_rate: float = 1.5e-2
     rates_end: float = 1.0  # all other rates fall log-linearly to this share of theirs
     adam_epsilon: float = 1e-15  # gradients below it hardly move a Gaussian
@@ -48,7 +48,7 @@ class SplatFitConfig:
     densify_from: float = 0.1  # fraction of the run
     densify_until: float = 0.7
     densify_rounds: int = 8
-    prune_opacity: float = 0.005  # below this a splat is removed
+    prune_opacity: float = 0.05  # below this a splat is removed
 
     def __post_init__(self) -> None:
         positive = ("steps", "views_per_step", "initial_splats", "max_splats", "hull_resolution")
@@ -70,12 +70,55 @@ class SplatFitConfig:
         return dataclasses.replace(self, **kept)  # type: ignore[arg-type]
 
 
+# On the CPU: few pictures a step, most steps at half the resolution.
 SPLAT_PRESETS: dict[str, SplatFitConfig] = {
     "draft": SplatFitConfig(
-        steps=200, resolution=128, initial_splats=4_000, max_splats=8_000, densify_rounds=3
+        steps=200,
+        resolution=192,
+        coarse_until=0.5,
+        initial_splats=4_000,
+        max_splats=8_000,
+        densify_rounds=3,
     ),
     "normal": SplatFitConfig(),
     "best": SplatFitConfig(
-        steps=1500, resolution=512, initial_splats=12_000, max_splats=40_000, densify_rounds=12
+        steps=1200,
+        resolution=512,
+        coarse_until=0.5,
+        initial_splats=12_000,
+        max_splats=40_000,
+        densify_rounds=12,
     ),
 }
+
+# On NVIDIA GPUs: an orbit's 18 pictures in every step, at their full size.
+_GPU = SplatFitConfig(
+    steps=200,
+    views_per_step=18,
+    resolution=512,
+    coarse_until=0.0,
+    initial_splats=20_000,
+    max_splats=50_000,
+    densify_rounds=4,
+    opaque_weight=0.05,
+)
+GPU_SPLAT_PRESETS: dict[str, SplatFitConfig] = {
+    "draft": _GPU.with_changes(steps=60, max_splats=30_000, densify_rounds=2),
+    "normal": _GPU,
+    "best": _GPU.with_changes(
+        steps=500, resolution=1024, max_splats=60_000, densify_rounds=8, opacity_weight=0.01
+    ),
+}
+
+
+def splat_preset(name: str, device_type: str) -> SplatFitConfig:
+    """Settings by name for where the fit runs.
+
+    Args:
+        name: draft, normal or best.
+        device_type: As in `torch.device.type`; "cuda" takes the GPU's settings.
+    """
+    presets = GPU_SPLAT_PRESETS if device_type == "cuda" else SPLAT_PRESETS
+    if name not in presets:
+        raise ValueError(f"no preset {name!r}; there are {', '.join(presets)}")
+    return presets[name]

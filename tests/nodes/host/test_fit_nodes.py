@@ -65,15 +65,20 @@ def test_zero_widgets_mean_the_presets_own_values():
     presets = pack("v3d_core.splats.config").SPLAT_PRESETS
     untouched = {"resolution": 0, "max_splats": 0, "steps": 0, "views_per_step": 0}
     for name, preset in presets.items():
-        config = splats.config_from_widgets(name, seed=0, sh_degree=-1, **untouched)
+        config = splats.config_from_widgets(name, "cpu", seed=0, sh_degree=-1, **untouched)
         assert config == preset
-    changed = splats.config_from_widgets("draft", seed=9, sh_degree=2, **{**untouched, "steps": 7})
+    changed = splats.config_from_widgets(
+        "draft", "cpu", seed=9, sh_degree=2, **{**untouched, "steps": 7}
+    )
     assert (changed.seed, changed.sh_degree, changed.steps) == (9, 2, 7)
     later = splats.config_from_widgets(
-        "draft", seed=0, sh_degree=-1, frames="disagree", time_budget=2.5, lpips_weight=0.1
+        "draft", "cpu", seed=0, sh_degree=-1, frames="disagree", time_budget=2.5, lpips_weight=0.1
     )
     assert (later.align, later.seconds, later.lpips_weight) == ("on", 2.5, 0.1)
-    assert splats.config_from_widgets("draft", seed=0, sh_degree=-1, frames="agree").align == "off"
+    assert (
+        splats.config_from_widgets("draft", "cpu", seed=0, sh_degree=-1, frames="agree").align
+        == "off"
+    )
 
 
 def test_held_out_views_are_scored_and_not_fitted():
@@ -112,6 +117,8 @@ def test_the_compiled_engine_runs_under_the_name_the_host_imports_us_by():
 
 def test_the_help_page_has_the_presets_own_numbers():
     page = (REPOSITORY / "web" / "docs" / "V3DFitSplat.md").read_text(encoding="utf-8")
-    for name, preset in pack("v3d_core.splats.config").SPLAT_PRESETS.items():
-        splats = f"{preset.max_splats:,}".replace(",", " ")
-        assert f"| {name} | {preset.steps} | {preset.resolution} px | {splats} |" in page
+    config = pack("v3d_core.splats.config")
+    for presets in (config.SPLAT_PRESETS, config.GPU_SPLAT_PRESETS):
+        for name, preset in presets.items():
+            splats = f"{preset.max_splats:,}".replace(",", " ")
+            assert f"| {name} | {preset.steps} | {preset.resolution} px | {splats} |" in page
