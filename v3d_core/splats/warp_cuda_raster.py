@@ -7,6 +7,7 @@ read back, as a CUDA graph needs it, and what exceeds the capacity is left out o
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -35,18 +36,18 @@ class PairCapacity:
     wanted: Tensor
 
 
-_capacity: PairCapacity | None = None
+_here = threading.local()  # fits on other threads have room of their own
 
 
 @contextmanager
 def fixed_pair_capacity(capacity: PairCapacity) -> Iterator[None]:
     """Scope in which calls take this much room and never wait for the device."""
-    global _capacity
-    before, _capacity = _capacity, capacity
+    before = getattr(_here, "capacity", None)
+    _here.capacity = capacity
     try:
         yield
     finally:
-        _capacity = before
+        _here.capacity = before
 
 
 def rasterize_warp_cuda(
@@ -124,11 +125,12 @@ def _list_tiles(e: WarpEngine, records: Tensor, pinholes: Pinholes) -> _TileList
     tile_start = torch.zeros(tiles + 1, dtype=torch.int32, device=records.device)
     e.launch(k.count_tiles, [count, records, columns, rows, tile_start[1:]], views * count)
     tile_start = torch.cumsum(tile_start, 0, dtype=torch.int32)
-    if _capacity is None:
+    fixed: PairCapacity | None = getattr(_here, "capacity", None)
+    if fixed is None:
         capacity = max(1, int(tile_start[-1]))
     else:
-        capacity = _capacity.pairs
-        torch.maximum(_capacity.wanted, tile_start[-1:], out=_capacity.wanted)
+        capacity = fixed.pairs
+        torch.maximum(fixed.wanted, tile_start[-1:], out=fixed.wanted)
     keys = torch.empty(capacity, dtype=torch.int64, device=records.device)
     spare = torch.empty_like(keys)
     cursor = tile_start[:-1].clone()
