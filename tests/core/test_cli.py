@@ -27,7 +27,13 @@ from v3d_core.splats.config import SplatFitConfig
 
 SIZE = 48  # px
 TINY_FIT = SplatFitConfig(
-    steps=30, resolution=SIZE, initial_splats=800, max_splats=1000, hull_resolution=32
+    steps=30,
+    resolution=SIZE,
+    initial_splats=800,
+    max_splats=1000,
+    hull_resolution=32,
+    coarse_until=0.0,
+    align="off",
 )
 
 

@@ -8,6 +8,7 @@ import torch
 from v3d_core.cameras import Orbit, orbit_cameras
 from v3d_core.splats import engines
 from v3d_core.splats.densify import (
+    EMPTY_LOG_SCALE,
     EMPTY_LOGIT,
     SPLIT_OFFSET,
     SPLIT_SHRINK,
@@ -122,7 +123,8 @@ def test_empty_slots_are_never_drawn_and_get_no_gradient(engine, monkeypatch):
 
 
 def _filler(name):
-    return {"logit_opacities": EMPTY_LOGIT, "quats": 1.0}.get(name, 0.0)
+    fillers = {"logit_opacities": EMPTY_LOGIT, "log_scales": EMPTY_LOG_SCALE, "quats": 1.0}
+    return fillers.get(name, 0.0)
 
 
 def test_storage_never_moves():

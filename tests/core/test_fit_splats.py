@@ -19,7 +19,13 @@ from v3d_core.splats.raster import render_splats
 from v3d_core.visual_hull import tight_visual_hull
 
 TINY = SplatFitConfig(
-    steps=60, resolution=64, initial_splats=1200, max_splats=1800, hull_resolution=48
+    steps=60,
+    resolution=64,
+    initial_splats=1200,
+    max_splats=1800,
+    hull_resolution=48,
+    coarse_until=0.0,
+    align="off",
 )
 
 

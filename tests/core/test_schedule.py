@@ -108,8 +108,9 @@ def test_a_budget_stretches_and_shrinks_the_schedules(clock, device, seconds):
 
     pace, _, _ = run(clock, config, cost, device=device)
     assert pace.steps == pytest.approx(seconds * 0.95 / 0.01, rel=0.1)
-    # the host may be two strides ahead of the GPU
-    assert half_way[0] == pytest.approx(0.5, abs=0.03 if device == CPU else 0.1)
+    # the host may be two strides ahead of the GPU, and is enqueuing the next
+    ahead = 0 if device == CPU else (STRIDES_AHEAD + 1) * CUDA_STRIDE / pace.steps
+    assert 0.47 <= half_way[0] <= 0.53 + ahead
 
 
 @pytest.mark.parametrize("device", DEVICES)

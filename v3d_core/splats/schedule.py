@@ -50,7 +50,7 @@ class Pace:
         self._budget, self._started = config.seconds, started
         self._first_step = time.perf_counter()
         self._on_cuda = device.type == "cuda"
-        self._pending: deque[torch.cuda.Event] = deque()
+        self._pending: deque[tuple[torch.cuda.Event, int]] = deque()  # strides under way
 
     @property
     def fraction(self) -> float:
@@ -68,9 +68,9 @@ class Pace:
         if self._on_cuda:
             event = torch.cuda.Event()
             event.record()
-            self._pending.append(event)
+            self._pending.append((event, self.stride))
             if len(self._pending) > STRIDES_AHEAD:
-                self._pending.popleft().synchronize()
+                self._pending.popleft()[0].synchronize()
             if self.steps >= CUDA_STRIDE:
                 self.stride = max(1, min(CUDA_STRIDE, self.total - self.steps))
         if self._budget:
@@ -83,7 +83,7 @@ class Pace:
     def _plan(self) -> None:
         end = self._started + self._budget * (1 - FINISH_SHARE)
         now = time.perf_counter()
-        enqueued = len(self._pending) * self.stride  # on their way, at most
+        enqueued = sum(stride for _, stride in self._pending)
         finished = max(1, self.steps - enqueued)
         per_step = (now - self._first_step) / finished
         self.reason = "time budget"
