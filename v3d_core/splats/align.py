@@ -328,10 +328,10 @@ class FrameAligner:
         height, width = values.shape[1:3]
         longer = max(height, width)
         c = self.config
-        size = [max(1, round(c.cells * side / longer)) for side in (height, width)]
-        pooled = F.adaptive_avg_pool2d(values.permute(0, 3, 1, 2), size)
+        rows, columns = (max(1, round(c.cells * side / longer)) for side in (height, width))
+        pooled = F.adaptive_avg_pool2d(values.permute(0, 3, 1, 2), (rows, columns))
         area = c.resolution**2 * (height * width / longer**2)
-        return pooled.permute(0, 2, 3, 1) * (area / (size[0] * size[1]))
+        return pooled.permute(0, 2, 3, 1) * (area / (rows * columns))
 
 
 def field_basis(
