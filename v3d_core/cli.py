@@ -154,8 +154,8 @@ def _add_fit_options(parser: argparse.ArgumentParser, preset: str) -> None:
     fit.add_argument(
         "--align",
         choices=ALIGN_CHOICES,
-        default=SplatFitConfig().align,
-        help="frames that disagree, as those of video models, while fitting; %(default)s",
+        help="lay frames that disagree, as those of video models, on one object; default: the "
+        "preset's, auto",
     )
     add_seed_and_device(fit)
 

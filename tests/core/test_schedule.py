@@ -85,7 +85,7 @@ COSTS = {
 @pytest.mark.parametrize("before", [0.0, 1.3])
 @pytest.mark.parametrize("cost", COSTS.values(), ids=COSTS.keys())
 def test_a_time_budget_is_used_and_kept(clock, device, before, cost):
-    config = dataclasses.replace(CONFIG, seconds=6.0)
+    config = dataclasses.replace(CONFIG, steps=100_000, seconds=6.0)
     pace, fractions, seconds = run(clock, config, cost, before, device)
     # a GPU also finishes the strides under way, here of slow steps
     assert 0.9 * 6.0 <= seconds <= (6.0 if device == CPU else 1.05 * 6.0)
@@ -96,9 +96,9 @@ def test_a_time_budget_is_used_and_kept(clock, device, before, cost):
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("seconds", [2.0, 30.0])
-def test_a_budget_stretches_and_shrinks_the_schedules(clock, device, seconds):
-    """At 10 ms a step the 300 steps take 3 s; whatever the budget, half of it is half the run."""
-    config = dataclasses.replace(CONFIG, seconds=seconds)
+def test_a_budget_shrinks_the_schedules(clock, device, seconds):
+    """Whatever the budget, half of it is half the run."""
+    config = dataclasses.replace(CONFIG, steps=100_000, seconds=seconds)
     half_way = []
 
     def cost(k, fraction):
@@ -111,6 +111,14 @@ def test_a_budget_stretches_and_shrinks_the_schedules(clock, device, seconds):
     # the host may be two strides ahead of the GPU, and is enqueuing the next
     ahead = 0 if device == CPU else (STRIDES_AHEAD + 1) * CUDA_STRIDE / pace.steps
     assert 0.47 <= half_way[0] <= 0.53 + ahead
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_generous_budget_adds_no_steps(clock, device):
+    config = dataclasses.replace(CONFIG, seconds=50.0)  # 300 steps at 10 ms take 3 s
+    pace, fractions, seconds = run(clock, config, lambda k, fraction: 0.01, device=device)
+    assert pace.steps == CONFIG.steps and pace.reason == "all steps"
+    assert seconds < 4 and fractions == sorted(set(fractions))
 
 
 @pytest.mark.parametrize("device", DEVICES)

@@ -18,7 +18,7 @@ class SplatFitConfig:
     resolution: int = 384  # longer side of the pictures that are fitted, px; 0 = as they are
     coarse_until: float = 0.6  # fraction of the run at half the resolution
     seed: int = 0  # start points, order of views, backgrounds
-    seconds: float = 0.0  # time budget: the best fit that ends within it; 0 = none
+    seconds: float = 0.0  # time budget: fewer steps where they would take longer; 0 = none
     early_stop: bool = False  # when held-out views, or without any the loss, gain no more
     align: str = "auto"  # frames that disagree are aligned while fitting: auto, on, off
     # splats

@@ -29,8 +29,9 @@ from .schedule import rates_at
 
 # The small fit. Trials: docs/provenance.md
 COARSE = SplatFitConfig(
-    resolution=128, initial_splats=4000, max_splats=4000, densify_rounds=0, views_per_step=6
+    resolution=128, initial_splats=4000, max_splats=4000, densify_rounds=0, views_per_step=2
 )
+GPU_VIEWS_PER_STEP = 6  # costs a GPU no more time than 2
 COARSE_HULL = 96  # voxels along the object's longest side
 FIRST_STEPS = 60  # before the first comparison
 STEPS_BETWEEN = 40  # between two comparisons
@@ -108,6 +109,9 @@ class _CoarseFit:
     def __init__(
         self, views: Views, misses: int, seed: int, aligner: FrameAligner | None = None
     ) -> None:
+        config = COARSE
+        if views.device.type == "cuda":
+            config = COARSE.with_changes(views_per_step=GPU_VIEWS_PER_STEP)
         generator = torch.Generator().manual_seed(seed)
         hull = tight_visual_hull(views, COARSE_HULL, tolerated_misses=misses)
         self.hull = trim_unseen(hull, views)
@@ -125,10 +129,10 @@ class _CoarseFit:
             targets,
             torch.ones_like(views.masks),
             self.pinholes,
-            draw(len(views), COARSE, generator, views.device),
+            draw(len(views), config, generator, views.device),
             views_around(self.pinholes, self.hull.centre),
             spacing,
-            COARSE,
+            config,
         )
 
     def take_steps(self, count: int) -> None:

@@ -49,7 +49,7 @@ def draw(
 ) -> Draws:
     """Views and backgrounds of the steps; every view comes once before any comes again."""
     size = min(config.views_per_step, views)
-    count = min(config.steps, DRAWS) if not config.seconds else DRAWS
+    count = min(config.steps, DRAWS)
     queue: list[int] = []
     batches = []
     for _ in range(count):

@@ -39,12 +39,13 @@ def densify_fractions(config: SplatFitConfig) -> list[float]:
 class Pace:
     """Counts steps, keeps the host close to the device, and ends the run.
 
-    With a time budget the number of steps is what the clock allows: it is planned from the time
-    per step so far, and the schedules stretch or shrink with it.
+    With a time budget the number of steps is what the clock allows, at most that of the settings:
+    it is planned from the time per step so far, and the schedules shrink with it.
     """
 
     def __init__(self, config: SplatFitConfig, started: float, device: torch.device) -> None:
         self.steps, self.total = 0, config.steps
+        self._most = config.steps
         self.stride = 1
         self.reason = "all steps"
         self._budget, self._started = config.seconds, started
@@ -86,6 +87,7 @@ class Pace:
         enqueued = sum(stride for _, stride in self._pending)
         finished = max(1, self.steps - enqueued)
         per_step = (now - self._first_step) / finished
-        self.reason = "time budget"
         left = end - now - enqueued * per_step
-        self.total = self.steps + max(0, int(left / per_step))
+        affordable = self.steps + max(0, int(left / per_step))
+        self.total = min(self._most, affordable)
+        self.reason = "time budget" if affordable < self._most else "all steps"
