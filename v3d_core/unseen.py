@@ -20,7 +20,7 @@ from .visual_hull import VisualHull, sample_pictures
 
 SHADOW_SLACK = 3.0  # voxels behind the front-most one that still count as seen
 SEEN_FACING = 0.2  # cosine between normal and view above which a surface counts as seen: 78 degrees
-MEMBRANE_LEVEL = 0.3  # of the harmonic field at which the membrane hangs
+MEMBRANE_LEVEL = 0.4  # of the harmonic field at which the membrane hangs
 MEMBRANE_RESOLUTION = 64  # voxels a side for the field; it is smooth
 MEMBRANE_STEPS = 200  # Jacobi steps: more changed nothing in trials with 300 and 1000
 FULL_EVIDENCE = 0.3  # sum over views of facing^2 at which a voxel's own colour counts alone

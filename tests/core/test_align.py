@@ -27,7 +27,9 @@ from v3d_core.structures import Views
 SIZE = 64
 RADIUS = 0.6
 # a painted sphere has no model error: a small residual is trusted more than in a real fit
-CONFIG = AlignConfig(resolution=SIZE, cells=16, blur_px=0.7, residual_std=0.03)
+CONFIG = AlignConfig(
+    resolution=SIZE, cells=16, blur_px=0.7, residual_std=0.03, least_explained=-math.inf
+)
 STILL = dataclasses.replace(CONFIG, field_std=1e-6)  # the object must not move
 
 
@@ -157,6 +159,33 @@ def test_jacobian_and_surface_points_agree_with_projection(orbit):
     moved = torch.stack([project_points(points[v] + move, cameras[v])[0][0] for v in range(9)])
     predicted = (jacobian @ move)[seen]
     assert torch.allclose(((moved - pixels) / SIZE)[seen], predicted, atol=2e-5)
+
+
+def test_residuals_that_no_warp_explains_leave_the_frames_alone(orbit):
+    """The consensus shows other paint, as a poor fit does: much residual, and warps of noise."""
+    frames, cameras = orbit
+    noise = torch.rand(len(frames), 3, 8, 8, generator=torch.Generator().manual_seed(3)) - 0.5
+    noise = torch.nn.functional.interpolate(noise, size=SIZE, mode="bilinear").permute(0, 2, 3, 1)
+    consensus = frames.clone()
+    consensus[..., :3] += 0.5 * noise * frames[..., 3:]
+    bold = aligner_of(frames, cameras)
+    bold.update(consensus, sphere_points())
+    assert bold.disagrees()
+    careful = aligner_of(frames, cameras, dataclasses.replace(CONFIG, least_explained=0.3))
+    moves = careful.update(consensus, sphere_points())
+    assert not careful.disagrees() and not moves.any()
+    assert torch.equal(careful.targets, frames)
+
+
+def test_a_true_warp_explains_enough(orbit):
+    frames, cameras = orbit
+    config = dataclasses.replace(CONFIG, least_explained=0.3)
+    turn = torch.linspace(0, 2 * math.pi, len(frames) + 1)[:-1]
+    shifts = 0.02 * torch.stack([turn.sin(), (2 * turn).cos()], dim=-1)
+    moved = displaced(frames, shifts[:, None, None].expand(-1, SIZE, SIZE, 2))
+    aligner = aligner_of(moved, cameras, config)
+    aligner.update(frames, sphere_points())
+    assert aligner.disagrees()
 
 
 def test_frames_that_agree_stay_bit_for_bit(orbit):

@@ -63,7 +63,7 @@ def test_the_pyramid_on_a_table_goes_and_the_table_stays(table_hull):
     before, after = volumes(hull, shape), volumes(trimmed, shape)
     assert before[1] > 0.4  # the pyramid: nearly half the board's volume
     assert after[1] < 0.5 * before[1]
-    assert after[0] > 0.8 * before[0]
+    assert after[0] > 0.7 * before[0]
 
 
 def test_nothing_is_added_and_seen_surface_stays(table_hull):

@@ -60,6 +60,8 @@ class AlignConfig:
     # below this mean warp and spread of gains an orbit agrees and its frames stay as they are
     agreeing_warp: float = 0.0021
     agreeing_gain: float = 0.013
+    # ... and also where warps and gains explain less than this share of the squared residual
+    least_explained: float = 0.3
 
 
 class FrameAligner:
@@ -142,7 +144,9 @@ class FrameAligner:
         )
         warp_step, field = self._solve(tensor.unflatten(-1, (2, 2)), pull, means)
         self.warps = self.warps + warp_step
-        self._decide()
+        corrected = self._graded(read_displaced(frames, evaluate_warps(self.warps, height, width)))
+        left = (corrected - consensus).square().sum() / (frames - consensus).square().sum()
+        self._decide(1 - left)
         self._rewrite(residual)
         moves = field_basis(means, self.centre, self.half_size, c.field_nodes) @ field
         return torch.where(self._bent, moves, 0.0)
@@ -277,18 +281,20 @@ class FrameAligner:
         jacobian = scale[..., None] * (axes - slope[..., None] * backwards)
         return points, jacobian @ rotation.mT[:, None]
 
-    def _decide(self) -> None:
+    def _decide(self, explained: Tensor) -> None:
         """Whether shapes or shades disagree; once found, that is corrected to the end.
 
-        Before, every update starts anew from the frames as they are.
+        Before, every update starts anew from the frames as they are. A splat that shows the object
+        poorly leaves residuals too, but no warp explains them.
         """
         height, width = self._coverage.shape[1:]
         length = evaluate_warps(self.warps, height, width).square().sum(-1)
         moved = ((length * self._coverage).sum() / self._coverage.sum()).sqrt()
         spread = self.gains.log().square().mean().sqrt()
         self.disagreement = (moved, spread)
-        self._bent |= moved > self.config.agreeing_warp
-        self._shaded |= spread > self.config.agreeing_gain
+        found = explained > self.config.least_explained
+        self._bent |= found & (moved > self.config.agreeing_warp)
+        self._shaded |= found & (spread > self.config.agreeing_gain)
         self.warps = torch.where(self._bent, self.warps, 0.0)
         self.gains = torch.where(self._shaded, self.gains, 1.0)
 

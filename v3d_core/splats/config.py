@@ -100,14 +100,11 @@ _GPU = SplatFitConfig(
     initial_splats=20_000,
     max_splats=50_000,
     densify_rounds=4,
-    opaque_weight=0.05,
 )
 GPU_SPLAT_PRESETS: dict[str, SplatFitConfig] = {
     "draft": _GPU.with_changes(steps=60, max_splats=30_000, densify_rounds=2),
     "normal": _GPU,
-    "best": _GPU.with_changes(
-        steps=500, resolution=1024, max_splats=60_000, densify_rounds=8, opacity_weight=0.01
-    ),
+    "best": _GPU.with_changes(steps=600, resolution=1024),
 }
 
 

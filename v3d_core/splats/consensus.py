@@ -7,6 +7,7 @@ and stay as they are.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -72,7 +73,7 @@ def reach_consensus(
         return None
     small = fit_within(views, COARSE.resolution)
     fit = _CoarseFit(small, MISSES_BEFORE, config.seed)
-    always = AlignConfig(agreeing_warp=0.0, agreeing_gain=0.0)
+    always = AlignConfig(agreeing_warp=0.0, agreeing_gain=0.0, least_explained=-math.inf)
     aligner = FrameAligner(
         fit.stepper.targets,
         small.cameras,
