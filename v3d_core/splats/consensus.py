@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,6 +39,7 @@ FIRST_STEPS = 60  # before the first comparison
 STEPS_BETWEEN = 40  # between two comparisons
 ROUNDS = 5  # comparisons after the first; more gained 0.1 dB at most (measured)
 MISSES_BEFORE, MISSES_AFTER = 2, 1  # silhouettes that may be wrong about a voxel
+TELL_EVERY = 5  # steps; a fifth of a second on two cores
 FEWEST_VIEWS = 6  # fewer do not say which of them is wrong
 
 
@@ -72,34 +74,34 @@ def reach_consensus(
     if config.align == "off" or len(views) < FEWEST_VIEWS:
         return None
     small = fit_within(views, COARSE.resolution)
-    fit = _CoarseFit(small, MISSES_BEFORE, config.seed)
     always = AlignConfig(agreeing_warp=0.0, agreeing_gain=0.0, least_explained=-math.inf)
-    aligner = FrameAligner(
-        fit.stepper.targets,
-        small.cameras,
-        fit.hull.centre,
-        fit.hull.half_size,
-        always if config.align == "on" else None,
-    )
-    progress(0, config.steps, text="Do the frames agree?")
-    fit.take_steps(FIRST_STEPS)
-    moves = aligner.update(fit.render(), fit.parameters.values["means"].detach())
+    text = "Do the frames agree?"
+
+    def tell() -> None:
+        progress(0, config.steps, text=text)
+
+    with closing(_CoarseFit(small, MISSES_BEFORE, config.seed)) as fit:
+        aligner = FrameAligner(
+            fit.stepper.targets,
+            small.cameras,
+            fit.hull.centre,
+            fit.hull.half_size,
+            always if config.align == "on" else None,
+        )
+        fit.take_steps(FIRST_STEPS, tell)
+        fit.align(aligner)
     if not aligner.disagrees():
-        fit.stepper.close()
         return None
-    fit.parameters.values["means"].data.add_(moves)
-    fit.stepper.close()
     # from here on with a hull of corrected masks
-    fit = _CoarseFit(aligner.corrected_views(small), MISSES_AFTER, config.seed, aligner)
-    aligner.centre, aligner.half_size = fit.hull.centre, fit.hull.half_size
-    for number in range(ROUNDS):
-        progress(0, config.steps, text=f"Aligning the frames, round {number + 1} of {ROUNDS}")
-        if finish():
-            break
-        fit.take_steps(STEPS_BETWEEN)
-        moves = aligner.update(fit.render(), fit.parameters.values["means"].detach())
-        fit.parameters.values["means"].data.add_(moves)
-    fit.stepper.close()
+    corrected = aligner.corrected_views(small)
+    with closing(_CoarseFit(corrected, MISSES_AFTER, config.seed, aligner)) as fit:
+        aligner.centre, aligner.half_size = fit.hull.centre, fit.hull.half_size
+        for number in range(ROUNDS):
+            text = f"Aligning the frames, round {number + 1} of {ROUNDS}"
+            if finish():
+                break
+            fit.take_steps(STEPS_BETWEEN, tell)
+            fit.align(aligner)
     longer = max(views.cameras.width, views.cameras.height)
     return Consensus(aligner.corrected_views(views), aligner.report(longer))
 
@@ -136,12 +138,20 @@ class _CoarseFit:
             config,
         )
 
-    def take_steps(self, count: int) -> None:
-        """Fit on."""
-        for _ in range(count):
+    def take_steps(self, count: int, tell: Callable[[], None]) -> None:
+        """Fit on; `tell` is called often enough to cancel within a second."""
+        for number in range(count):
+            if number % TELL_EVERY == 0:
+                tell()
             self.stepper.step()
 
     @torch.no_grad()
-    def render(self) -> torch.Tensor:  # [V, H, W, 4]
-        """All frames as the splat has them now."""
-        return rasterize(*self.parameters.activated(), self.pinholes)
+    def align(self, aligner: FrameAligner) -> None:
+        """Compare all frames with pictures of the splat as it is now; both move."""
+        means = self.parameters.values["means"]
+        rendered = rasterize(*self.parameters.activated(), self.pinholes)
+        means += aligner.update(rendered, means.detach())
+
+    def close(self) -> None:
+        """Give the memory back."""
+        self.stepper.close()

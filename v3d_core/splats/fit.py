@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ from .projection import LOW_PASS_VARIANCE, Pinholes
 from .raster import render_splats
 from .schedule import Pace, densify_fractions, rates_at
 from .watch import Watch, psnr_on_white
+
+logger = logging.getLogger(__name__)
 
 MARGIN = 16  # px kept around the objects: SSIM's windows reach 10 px, frames may shift by some
 
@@ -185,6 +188,8 @@ class _Run:
                     self.pace.stop("finish now")
                 elif self.watch.stalls(self.pace.fraction, stepper, self.parameters):
                     self.pace.stop("no more gain")
+            if stepper.lost_pairs():
+                logger.warning("the last steps had too little room for all tiles of large splats")
         finally:
             stepper.close()
 
