@@ -22,13 +22,14 @@ class Watch:
 
     def __init__(self, config: SplatFitConfig, test_views: Views | None) -> None:
         self._on, self._test_views = config.early_stop, test_views
-        self._next, self._best, self._bad = 1 / LOOKS, -float("inf"), 0
+        self._looks, self._best, self._bad = 0, -math.inf, 0
 
     def stalls(self, fraction: float, stepper: Stepper, parameters: Parameters) -> bool:
         """Look if it is time to; True after `PATIENCE` looks without gain. Waits for the device."""
-        if not self._on or fraction < self._next:
+        due = int(fraction * LOOKS + 1e-6)
+        if not self._on or due <= self._looks:
             return False
-        self._next = fraction + 1 / LOOKS
+        self._looks = due
         if self._test_views is not None:
             value, least = psnr_on_white(parameters.splats(), self._test_views), LEAST_GAIN_DB
         else:
