@@ -9,16 +9,13 @@ Read against gsplat 1.5.3. Its picture is the oracle's except for this:
 - Alpha is clamped at 0.999 instead of `MAX_ALPHA` (0.99): the same while opacities are <= 0.99,
   which the fit sees to. Opacities above that are not lowered here, because clamping an opacity is
   not the same as clamping an alpha.
-- The Jacobian's slopes are clamped at the frame's edges + 0.3 half frames, the oracle's at 1.3 half
-  frames about the optical axis: the same for centred principal points. Others differ only in
-  Gaussians farther than that outside the frame.
 - A pair whose exponent rounds to just above 0 is dropped: only possible within rounding of a centre.
 - CUDA's fast exp (relative error about 1e-6) and float32 only; gradients are summed by atomics, so
   they repeat to rounding, not bit for bit. Transmittance is rebuilt back to front from
   `1 - coverage`: in nearly opaque pixels (1e-4 left) gradients are off by up to 3e-4.
 
-The same in both: cut at 1/255, 0.3 px^2 of low pass, near plane at 0.01, order by the depth of
-centres, pixel centres at + 0.5, the pair's gradient 0 where alpha is clamped.
+The same in both: cut at 1/255, 0.3 px^2 of low pass, near plane at 0.01, the Jacobian's slopes
+clamped 0.3 half frames outside the frame, order by the depth of centres, pixel centres at + 0.5, the pair's gradient 0 where alpha is clamped.
 """
 
 from __future__ import annotations
