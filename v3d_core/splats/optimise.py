@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 
@@ -226,11 +226,22 @@ class Stepper:
         self._graph = graph
 
 
-def on_fit_stream(device: torch.device) -> AbstractContextManager:
-    """Scope of a fit on CUDA: a stream of its own, on which graphs can be captured."""
+@contextmanager
+def on_fit_stream(device: torch.device) -> Iterator[None]:
+    """Scope of a fit on CUDA: a stream of its own, on which graphs can be captured.
+
+    It begins after what was enqueued before, and what is enqueued afterwards waits for it.
+    """
     if device.type != "cuda":
-        return nullcontext()
-    return torch.cuda.stream(_fit_stream(device))
+        yield
+        return
+    outer, inner = torch.cuda.current_stream(device), _fit_stream(device)
+    inner.wait_stream(outer)
+    try:
+        with torch.cuda.stream(inner):
+            yield
+    finally:
+        outer.wait_stream(inner)
 
 
 @cache
