@@ -1,5 +1,6 @@
 """The splat fit on pictures whose truth is known: quality, repeatability, cancelling, edits."""
 
+import contextlib
 import dataclasses
 
 import pytest
@@ -10,6 +11,7 @@ from v3d_core.demo_object import demo_robot
 from v3d_core.metrics import psnr
 from v3d_core.procedural import render_object
 from v3d_core.sh import colours_from_dc
+from v3d_core.splats import optimise
 from v3d_core.splats.config import SPLAT_PRESETS, SplatFitConfig
 from v3d_core.splats.fit import _for_cameras, fit_splats
 from v3d_core.splats.init import quats_from_normals, splats_from_hull
@@ -220,3 +222,26 @@ def test_quats_turn_z_to_the_normal():
     normals = torch.cat([normals, torch.tensor([[0, 0, 1.0], [0, 0, -1.0]])])
     turned = quats_to_rotations(quats_from_normals(normals))[..., 2]
     torch.testing.assert_close(turned, normals, rtol=0, atol=1e-5)
+
+
+def test_a_gpus_fit_comes_after_what_was_enqueued_before_and_before_what_follows(monkeypatch):
+    log = []
+
+    class Stream:
+        def __init__(self, name):
+            self.name = name
+
+        def wait_stream(self, other):
+            log.append(f"{self.name} waits for {other.name}")
+
+    @contextlib.contextmanager
+    def on(stream):
+        log.append(f"on {stream.name}")
+        yield
+
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream("outer"))
+    monkeypatch.setattr(torch.cuda, "stream", on)
+    monkeypatch.setattr(optimise, "_fit_stream", lambda device: Stream("inner"))
+    with pytest.raises(KeyError), optimise.on_fit_stream(torch.device("cuda", 0)):
+        raise KeyError  # also when the fit is cancelled
+    assert log == ["inner waits for outer", "on inner", "outer waits for inner"]
