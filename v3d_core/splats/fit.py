@@ -140,6 +140,7 @@ class _Run:
         self.parameters = Parameters(start, rates, config.max_splats, config.adam_epsilon)
         self.draws = draw(len(views), config, generator, views.device)
         self.cut_out = crop_views(views, MARGIN)
+        self.longer_side = max(views.cameras.width, views.cameras.height)
         self.pace = Pace(config, started, views.device)
         self.rounds = 0  # of densification that are done
         self.watch = Watch(config, test_views)
@@ -147,9 +148,13 @@ class _Run:
 
     def optimise(self) -> None:
         """Steps at their pace, first at half the resolution if so set; now and then a split."""
-        if self.config.coarse_until > 0:
+        # half of what is set: pictures that are smaller anyway lose less or nothing
+        scale = self.config.resolution / 2 / self.longer_side if self.config.resolution else 0.5
+        if self.config.coarse_until > 0 and scale < 1:
             width, height = self.cut_out.cameras.width, self.cut_out.cameras.height
-            half = resize_views(self.cut_out, max(1, width // 2), max(1, height // 2))
+            half = resize_views(
+                self.cut_out, max(1, round(width * scale)), max(1, round(height * scale))
+            )
             self._take_steps(half, self.config.coarse_until)
         self._take_steps(self.cut_out, 1.0)
 
