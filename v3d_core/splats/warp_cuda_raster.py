@@ -18,9 +18,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..kernels import adam_cuda, photometric_cuda, splat_records, splat_tiles_cuda
+from ..kernels.warp_engine import WarpEngine, contiguous
 from .projection import Pinholes
-from .warp_engine import WarpEngine
-from .warp_raster import contiguous, contiguous_pinholes, differentiate, project
+from .warp_raster import contiguous_pinholes, differentiate, project
 
 
 @dataclass

@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..kernels import splat_records, splat_tiles
+from ..kernels.warp_engine import WarpEngine, contiguous
 from .projection import Pinholes
-from .warp_engine import WarpEngine
 
 
 def rasterize_warp(
@@ -87,13 +87,6 @@ def differentiate(
         count,
     )
     return [*outputs, d_colours]
-
-
-def contiguous(tensor: Tensor) -> Tensor:
-    """As the kernels read it: float32 without gaps."""
-    if tensor.dtype == torch.float32 and tensor.is_contiguous():
-        return tensor  # three calls saved, of hundreds in a step
-    return tensor.float().contiguous()
 
 
 def contiguous_pinholes(pinholes: Pinholes) -> Pinholes:
