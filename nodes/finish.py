@@ -10,7 +10,7 @@ from aiohttp import web
 from comfy_execution.utils import get_executing_context
 from server import PromptServer
 
-from ..v3d_core.splats.fit import never
+from ..v3d_core.progress import never
 
 ROUTE = "/v3d/finish"
 

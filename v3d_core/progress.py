@@ -25,3 +25,8 @@ class Progress(Protocol):
 
 def silent(step: int, total: int, preview: Preview | None = None, text: str = "") -> None:
     """A `Progress` nobody watches."""
+
+
+def never() -> bool:
+    """A `finish` nobody presses."""
+    return False

@@ -10,11 +10,11 @@ from v3d_core.demo_object import demo_robot
 from v3d_core.images import composite, premultiply, unpremultiply
 from v3d_core.metrics import psnr
 from v3d_core.procedural import render_object
-from v3d_core.progress import silent
+from v3d_core.progress import never, silent
 from v3d_core.splats import consensus
 from v3d_core.splats.config import SplatFitConfig
 from v3d_core.splats.consensus import FEWEST_VIEWS, reach_consensus
-from v3d_core.splats.fit import fit_splats, never
+from v3d_core.splats.fit import fit_splats
 from v3d_core.splats.raster import render_splats
 
 SIZE = 96

@@ -5,7 +5,7 @@ import pytest
 import torch
 import trimesh
 
-from v3d_core.mesh.manifold import drop_fins, split_shared_edges
+from v3d_core.mesh_manifold import drop_fins, split_shared_edges
 from v3d_core.structures import Mesh
 
 

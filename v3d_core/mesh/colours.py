@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.nn.functional import grid_sample
 
 from ..cameras import project_points
+from ..mesh_repair import spread_colours, with_normals
 from ..structures import Cameras, Mesh
-from .clean import spread_colours, with_normals
 
 COSINE_POWER = 4  # weights fall steeply with the viewing angle, so that few views mix and blur
 MIN_ALPHA = 0.9  # pixels less covered than this carry background

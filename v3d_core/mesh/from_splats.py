@@ -12,10 +12,8 @@ import torch
 from torch import Tensor
 
 from ..cameras import intrinsics_from_fov, look_at
-from ..progress import Progress, silent
-from ..structures import Cameras, GaussianSplats, Mesh, Views
-from .calibrate import surface_offset
-from .clean import (
+from ..mesh_manifold import split_shared_edges
+from ..mesh_repair import (
     drop_inverted_components,
     fill_holes,
     largest_components,
@@ -23,10 +21,12 @@ from .clean import (
     taubin_smooth,
     with_normals,
 )
+from ..progress import Progress, silent
+from ..structures import Cameras, GaussianSplats, Mesh, Views
+from .calibrate import surface_offset
 from .colours import colour_vertices
 from .config import SplatMeshConfig
 from .fusion import DistanceVolume, fuse, prepare_evidence
-from .manifold import split_shared_edges
 
 # Rings of cameras about a splat of unknown origin: elevation in degrees and number of views.
 SPHERE_RINGS: tuple[tuple[float, int], ...] = (

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..backends import load_lpips_network
 from ..images import crop_views, fit_within, resize_views
-from ..progress import Progress, silent
+from ..progress import Progress, never, silent
 from ..structures import Cameras, GaussianSplats, Views
 from ..unseen import trim_unseen
 from ..visual_hull import VisualHull, tight_visual_hull
@@ -46,11 +46,6 @@ class SplatFit:
     splats: GaussianSplats
     report: dict[str, Any]
     views: Views
-
-
-def never() -> bool:
-    """A `finish` nobody presses."""
-    return False
 
 
 def fit_splats(

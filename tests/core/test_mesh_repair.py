@@ -6,7 +6,7 @@ import pytest
 import torch
 import trimesh
 
-from v3d_core.mesh import clean
+from v3d_core import mesh_repair as clean
 from v3d_core.structures import Mesh
 
 

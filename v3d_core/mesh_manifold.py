@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..structures import Mesh
-from .clean import select_faces
+from .mesh_repair import select_faces
+from .structures import Mesh
 
 Pairs = dict[tuple[int, int], list[tuple[int, int]]]  # edge (a < b) -> couples of faces
 
@@ -99,25 +99,29 @@ def _halve_edges(mesh: Mesh, pairs: Pairs) -> Mesh:
     )
 
 
-def _edges(faces: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    # undirected edge of each (face, side) [3M, 2] and how many sides use it [3M]
-    sides = np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]])
-    _, index, counts = np.unique(
-        np.sort(sides, axis=1), axis=0, return_inverse=True, return_counts=True
-    )
-    return sides, counts[index.reshape(-1)]
+def _shared_edges(faces: np.ndarray) -> dict[tuple[int, int], list[int]]:
+    # faces around every undirected edge (a < b) of more than two, in ascending order of their sides
+    count = int(faces.max(initial=0)) + 1
+    codes = np.empty(3 * len(faces), np.int64)  # one number an edge sorts fast and in little room
+    for side, (a, b) in enumerate(((0, 1), (1, 2), (2, 0))):
+        part = codes[side * len(faces) : (side + 1) * len(faces)]
+        np.minimum(faces[:, a], faces[:, b], out=part)
+        part *= count
+        part += np.maximum(faces[:, a], faces[:, b])
+    ordered = np.sort(codes)
+    third = ordered[2:][ordered[2:] == ordered[:-2]]
+    around: dict[tuple[int, int], list[int]] = {}
+    for side in np.nonzero(np.isin(codes, third))[0].tolist() if len(third) else []:
+        a, b = divmod(int(codes[side]), count)
+        around.setdefault((a, b), []).append(side % len(faces))
+    return around
 
 
 def _solid_pairs(mesh: Mesh) -> Pairs:
     """Pairs of faces with solid between them, for each edge (a < b) of more than two faces."""
     faces, vertices = mesh.faces.cpu().numpy(), mesh.vertices.double().cpu().numpy()
-    sides, uses = _edges(faces)
-    shared: dict[tuple[int, int], list[int]] = {}
-    for side in np.nonzero(uses > 2)[0]:
-        a, b = sorted(sides[side].tolist())
-        shared.setdefault((a, b), []).append(int(side) % len(faces))
     pairs = {}
-    for (a, b), around in shared.items():
+    for (a, b), around in _shared_edges(faces).items():
         axis = vertices[b] - vertices[a]
         length = np.linalg.norm(axis)
         if length == 0:
