@@ -1,0 +1,146 @@
+"""Which kernels run: one contract per task, several engines, each checked against its oracle.
+
+`warp` are the built-in kernels (CPU and CUDA), `tinycudann` and `nerfacc` are used on CUDA where
+somebody has built them, `torch` is the definition and runs anywhere. The choice is made once per
+device, with a log line that says which and why; `V3D_HASH_GRID` forces the engine of the hash grid.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from typing import Generic, NamedTuple, TypeVar
+
+import torch
+
+from .. import backends
+from . import checks
+from .grid import Encoder
+from .torch_encoding import encode_torch
+
+logger = logging.getLogger(__name__)
+
+Task = TypeVar("Task", bound=Callable)
+
+
+class Engine(NamedTuple, Generic[Task]):
+    """Something that fulfils a task's contract."""
+
+    name: str
+    run: Task
+    capturable: bool  # whether a step with it can be captured as a CUDA graph
+
+
+class Engines(Generic[Task]):
+    """All engines of one task; chooses once per device.
+
+    Args:
+        task: What they do, for people.
+        variable: Environment variable that forces one.
+        oracle: The definition in torch.
+        candidates: The others' names in the order of preference, and the loader of each.
+        check: What is wrong with one of them on a device, or an empty string.
+    """
+
+    def __init__(
+        self,
+        task: str,
+        variable: str,
+        oracle: Task,
+        candidates: dict[str, Callable[[torch.device], Engine[Task]]],
+        check: Callable[[Task, torch.device], str],
+    ) -> None:
+        self.task = task
+        self.variable = variable
+        self.oracle: Engine[Task] = Engine("torch", oracle, capturable=True)
+        self.candidates = candidates
+        self.check = check
+        self._found: dict[tuple[str, torch.device], tuple[Engine[Task] | None, str]] = {}
+        self._best: dict[torch.device, Engine[Task]] = {}
+
+    def choose(self, device: torch.device, dtype: torch.dtype) -> Engine[Task]:
+        """The engine for tensors of a device and dtype.
+
+        Raises:
+            ValueError: The variable names an engine that does not exist or cannot run here.
+        """
+        forced = os.environ.get(self.variable, "")
+        if forced not in ("", "torch", *self.candidates):
+            known = ", ".join(["torch", *self.candidates])
+            raise ValueError(f"{self.variable}={forced}: known engines are {known}")
+        if forced == "torch" or device.type not in ("cpu", "cuda") or dtype != torch.float32:
+            return self.oracle
+        if device.type == "cuda" and device.index is None:
+            device = torch.device("cuda", torch.cuda.current_device())
+        if forced:
+            engine, reason = self.find(forced, device)
+            if engine is None:
+                raise ValueError(f"{self.variable}={forced}, but {reason}")
+            return engine
+        if device not in self._best:
+            self._best[device] = self._first_that_agrees(device)
+        return self._best[device]
+
+    def find(self, name: str, device: torch.device) -> tuple[Engine[Task] | None, str]:
+        """An engine if it imports and agrees with the oracle, or None and why not."""
+        if name == "torch":
+            return self.oracle, ""
+        if (name, device) not in self._found:
+            self._found[name, device] = self._try(name, device)
+        return self._found[name, device]
+
+    def available(self, device: torch.device) -> list[Engine[Task]]:
+        """All engines that run on a device and agree with the oracle, the oracle last."""
+        found = [self.find(name, device)[0] for name in self.candidates]
+        return [engine for engine in found if engine is not None] + [self.oracle]
+
+    def forget(self) -> None:
+        """Let the next choice look anew."""
+        self._found.clear()
+        self._best.clear()
+
+    def _first_that_agrees(self, device: torch.device) -> Engine[Task]:
+        reasons = []
+        for name in self.candidates:
+            engine, reason = self.find(name, device)
+            if engine is not None:
+                logger.info("%s on %s: %s (agrees with torch)", self.task, device, name)
+                for missed in reasons:
+                    logger.warning("%s on %s: %s", self.task, device, missed)
+                return engine
+            reasons.append(reason)
+        logger.warning("%s on %s: torch, which is slow (%s)", self.task, device, "; ".join(reasons))
+        return self.oracle
+
+    def _try(self, name: str, device: torch.device) -> tuple[Engine[Task] | None, str]:
+        if not backends.is_installed(name):
+            package = backends.OPTIONAL_PACKAGES[name]
+            return None, f"{name} is not installed; pip install {package.install}"
+        if name != "warp" and device.type != "cuda":
+            return None, f"{name} runs on CUDA only"
+        try:
+            engine = self.candidates[name](device)
+            with torch.inference_mode(False), torch.enable_grad():
+                problem = self.check(engine.run, device)
+        except Exception as error:  # a broken native package raises anything; torch still works
+            problem = f"it does not run: {error}"
+        else:
+            if not problem:
+                return engine, ""
+        return None, f"{name} is not used: {problem}"
+
+
+def _warp_encoder(device: torch.device) -> Engine[Encoder]:
+    from .warp_encoding import encode_warp
+
+    return Engine("warp", encode_warp, capturable=device.type == "cuda")
+
+
+HASH_GRIDS = Engines[Encoder](
+    "hash grid",
+    "V3D_HASH_GRID",
+    encode_torch,
+    {"warp": _warp_encoder},
+    checks.compare_encoders,
+)
