@@ -7,7 +7,9 @@ from torch import Tensor
 
 from .grid import Encoder, HashGrid
 from .torch_encoding import encode_torch
+from .torch_volume import Compositor, composite_torch
 
+COMPOSITED = ("distances", "cosines", "values", "the sharpness")
 CHECK_ERROR = 1e-3  # of the length of each result; sums in another order stay far below
 
 
@@ -49,6 +51,39 @@ def compare_encoders(
         results.append([features, alone, pulled, *(t.grad for t in leaves)])
     names = ("features", "features alone", "gradients of the points", "gradients of the table")
     return difference((*names, "gradients pulled back"), *results)
+
+
+def compare_compositors(
+    compositor: Compositor, device: torch.device | None = None, rays: int = 20, samples: int = 70
+) -> str:
+    """What is wrong with an engine of the compositing on random rays, or an empty string.
+
+    Results and the gradients of every input are compared with the oracle, on `device` (by default
+    the CPU). Distances fall through zero along the rays, as at a surface.
+    """
+    generator = torch.Generator().manual_seed(0)
+
+    def uniform(*shape: int) -> Tensor:
+        return torch.rand(*shape, generator=generator).to(device)
+
+    along = torch.linspace(1, -1, samples, device=device)
+    leaves = (
+        0.1 * (along + uniform(rays, samples) - uniform(rays, 1)),
+        2 * uniform(rays, samples) - 1,
+        uniform(rays, samples, 5),
+        torch.full((), 40.0, device=device),
+    )
+    deltas, inside = 0.02 * uniform(rays, samples), uniform(rays, samples) < 0.9
+    anneal = torch.full((), 0.3, device=device)
+    weights, more = uniform(rays, 5), uniform(rays)
+    results = []
+    for candidate in (compositor, composite_torch):
+        sdf, cosines, values, inv_s = inputs = [t.clone().requires_grad_() for t in leaves]
+        out = candidate(sdf, cosines, deltas, inside, values, inv_s, anneal)
+        ((out.values * weights).sum() + (out.opacities * more).sum()).backward()
+        results.append([*out, *(t.grad for t in inputs)])
+    names = ("values", "opacities", "weights")
+    return difference((*names, *(f"gradients of {n}" for n in COMPOSITED)), *results)
 
 
 def difference(names: tuple[str, ...], mine: list[Tensor], true: list[Tensor]) -> str:

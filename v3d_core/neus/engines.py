@@ -2,7 +2,8 @@
 
 `warp` are the built-in kernels (CPU and CUDA), `tinycudann` and `nerfacc` are used on CUDA where
 somebody has built them, `torch` is the definition and runs anywhere. The choice is made once per
-device, with a log line that says which and why; `V3D_HASH_GRID` forces the engine of the hash grid.
+device, with a log line that says which and why; `V3D_HASH_GRID` forces the engine of the hash grid,
+`V3D_COMPOSITING` that of the compositing.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from .. import backends
 from . import checks
 from .grid import Encoder
 from .torch_encoding import encode_torch
+from .torch_volume import Compositor, composite_torch
 
 logger = logging.getLogger(__name__)
 
@@ -143,4 +145,12 @@ HASH_GRIDS = Engines[Encoder](
     encode_torch,
     {"warp": _warp_encoder},
     checks.compare_encoders,
+)
+
+COMPOSITORS = Engines[Compositor](
+    "compositing",
+    "V3D_COMPOSITING",
+    composite_torch,
+    {},
+    checks.compare_compositors,
 )
