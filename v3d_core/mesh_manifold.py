@@ -102,26 +102,36 @@ def _halve_edges(mesh: Mesh, pairs: Pairs) -> Mesh:
 def _shared_edges(faces: np.ndarray) -> dict[tuple[int, int], list[int]]:
     # faces around every undirected edge (a < b) of more than two, in ascending order of their sides
     count = int(faces.max(initial=0)) + 1
-    codes = np.empty(3 * len(faces), np.int64)  # one number an edge sorts fast and in little room
-    for side, (a, b) in enumerate(((0, 1), (1, 2), (2, 0))):
-        part = codes[side * len(faces) : (side + 1) * len(faces)]
-        np.minimum(faces[:, a], faces[:, b], out=part)
-        part *= count
-        part += np.maximum(faces[:, a], faces[:, b])
-    ordered = np.sort(codes)
+    ordered = _edge_codes(faces, count)
+    ordered.sort()
     third = ordered[2:][ordered[2:] == ordered[:-2]]
+    if not len(third):
+        return {}
     around: dict[tuple[int, int], list[int]] = {}
-    for side in np.nonzero(np.isin(codes, third))[0].tolist() if len(third) else []:
+    codes = _edge_codes(faces, count)
+    for side in np.nonzero(np.isin(codes, third))[0].tolist():
         a, b = divmod(int(codes[side]), count)
         around.setdefault((a, b), []).append(side % len(faces))
     return around
 
 
+def _edge_codes(faces: np.ndarray, count: int) -> np.ndarray:
+    # one number a * count + b for each side [3M] sorts faster, and in less room, than pairs
+    codes = np.empty(3 * len(faces), np.int64)
+    for side, (a, b) in enumerate(((0, 1), (1, 2), (2, 0))):
+        part = codes[side * len(faces) : (side + 1) * len(faces)]
+        np.minimum(faces[:, a], faces[:, b], out=part)
+        part *= count
+        part += np.maximum(faces[:, a], faces[:, b])
+    return codes
+
+
 def _solid_pairs(mesh: Mesh) -> Pairs:
     """Pairs of faces with solid between them, for each edge (a < b) of more than two faces."""
-    faces, vertices = mesh.faces.cpu().numpy(), mesh.vertices.double().cpu().numpy()
-    pairs = {}
-    for (a, b), around in _shared_edges(faces).items():
+    faces, pairs = mesh.faces.cpu().numpy(), {}
+    shared = _shared_edges(faces)
+    vertices = mesh.vertices.double().cpu().numpy() if shared else np.zeros((0, 3))
+    for (a, b), around in shared.items():
         axis = vertices[b] - vertices[a]
         length = np.linalg.norm(axis)
         if length == 0:

@@ -156,9 +156,11 @@ def spread_colours(mesh: Mesh, known: Tensor) -> Mesh:  # known: [N] bool
 
 def select_faces(mesh: Mesh, keep: Tensor) -> Mesh:  # keep: [M] bool
     """The chosen faces with only the vertices they use."""
-    faces = mesh.faces[keep]
+    faces = mesh.faces if bool(keep.all()) else mesh.faces[keep]
     used = torch.zeros(len(mesh.vertices), dtype=torch.bool, device=mesh.device)
     used[faces.reshape(-1)] = True
+    if faces is mesh.faces and bool(used.all()):
+        return mesh
     compact = used.cumsum(0) - 1  # place of each used vertex among those that stay
 
     def chosen(values: Tensor | None) -> Tensor | None:
