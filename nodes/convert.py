@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..v3d_core.cameras import Orbit, flip_camera_yz, flip_splat_frame
 from ..v3d_core.images import linear_to_srgb, srgb_to_linear
+from ..v3d_core.normals import decode_normals
 from ..v3d_core.structures import Cameras, GaussianSplats, Mesh, Views
 
 CPU = torch.device("cpu")
@@ -42,18 +43,16 @@ def mask_to_plain(mask: Tensor) -> Tensor:  # [V, H, W]
     return plain[None] if plain.ndim == 2 else plain
 
 
-def normals_from_image(image: Tensor, masks: Tensor) -> Tensor:  # [V, H, W, 3]
-    """OpenCV normals of an OpenGL normal map (x right, y up, z to the viewer, 0.5 = zero)."""
+def normals_from_image(image: Tensor, masks: Tensor, convention: str = "opengl") -> Tensor:
+    """OpenCV normals [V, H, W, 3] of a normal map, zero outside the object."""
     encoded = pictures_from_image(image)[..., :3]
     if encoded.shape[:3] != masks.shape:
         raise ValueError(
             f"normals are {_size(encoded)} but the images are {_size(masks)}; "
             "render or resize them to the same frames"
         )
-    normals = (encoded * 2 - 1) * encoded.new_tensor([1.0, -1.0, -1.0])
-    length = normals.norm(dim=-1, keepdim=True)
-    known = (masks[..., None] > 0.5) & (length > 0.5)  # a shorter one was blended away
-    return torch.where(known, normals / length.clamp_min(0.5), 0.0)
+    normals = decode_normals(encoded, convention)
+    return torch.where(masks[..., None].to(CPU) > 0.5, normals, 0.0)
 
 
 def image_from_views(views: Views) -> Tensor:  # [V, H, W, 3]
