@@ -17,7 +17,12 @@ SMALL = HashGrid(levels=3, base=3, finest=9, log2_entries=7)  # one dense level,
 CPU = torch.device("cpu")
 DEVICES = [CPU] + [torch.device("cuda")] * torch.cuda.is_available()
 CASES = [
-    pytest.param(engine.run, device, id=f"{engine.name}-{device.type}")
+    pytest.param(
+        engine.run,
+        device,
+        id=f"{engine.name}-{device.type}",
+        marks=[pytest.mark.cuda] * (device.type == "cuda"),
+    )
     for device in DEVICES
     for engine in engines.HASH_GRIDS.available(device)
 ]
@@ -207,6 +212,34 @@ def test_backward_can_be_repeated_and_changes_nothing_it_was_given(run, device):
     (again,) = torch.autograd.grad(loss, table)
     torch.testing.assert_close(once, again)
     assert all(torch.equal(a, b) for a, b in zip(before, (points, table, gradient), strict=True))
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_a_step_can_be_captured_as_a_cuda_graph():
+    device = torch.device("cuda", torch.cuda.current_device())
+    points = torch.rand(500, 3, device=device)
+    table = torch.rand(SMALL.entries, 2, device=device).requires_grad_()
+    gradient = torch.rand(500, SMALL.width, device=device)
+
+    def step():
+        features, pull_back = encode(points, table, SMALL)
+        loss = features.square().sum() + pull_back(gradient).square().sum()
+        return torch.autograd.grad(loss, table)[0]
+
+    stream = torch.cuda.Stream(device)
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            step()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=stream):
+        captured = step()
+    points.copy_(torch.rand(500, 3, device=device))
+    for _ in range(2):  # a second replay must not add to the first
+        graph.replay()
+        torch.cuda.synchronize()
+        torch.testing.assert_close(captured, step(), rtol=1e-3, atol=1e-2)
 
 
 def test_points_and_tables_of_the_wrong_shape_are_refused():
