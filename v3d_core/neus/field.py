@@ -1,0 +1,211 @@
+"""The fitted field: signed distance, its gradient and a colour at every point of a cube.
+
+Distance = that of a start shape, read from a grid, plus a residual of a small network over a hash
+grid (Mueller et al. 2022). With one hidden layer the gradient is written out, so that losses on
+normals need first-order gradients only (NeuS2, Wang et al. 2023, does so for ReLU).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .encoding import HashGrid, encode
+
+SOFTPLUS_BETA = 100.0  # V3D, as NeuS
+GEOMETRY_FEATURES = 15  # outputs of the distance network that only the colour reads
+RESIDUAL_STD = 1e-3  # of the last layer at the start: the field starts as its start shape
+TABLE_RANGE = 1e-4  # of the hash grid's entries at the start (Mueller et al. 2022)
+INV_S_SCALE = 10.0  # inv_s = exp(scale * parameter), as NeuS
+CHUNK = 1 << 18  # points evaluated at once without gradients
+
+
+class Sampled(NamedTuple):
+    """The field at points, differentiable in its parameters.
+
+    Attributes:
+        sdf: Signed distance, world units, negative inside. [N]
+        gradients: d sdf / d point. [N, 3]
+        inputs: What the colour network reads besides normal and direction. [N, C]
+    """
+
+    sdf: Tensor
+    gradients: Tensor
+    inputs: Tensor
+
+
+class SDFField(nn.Module):
+    """Signed distance and colour in a cube, world frame.
+
+    Attributes:
+        centre: Of the cube, world units. [3]
+        half_size: Half its side, world units.
+        start: Signed distance of the start shape and its gradient at R cell centres a side,
+            axes x, y, z; distance in units of half the side. [4, R, R, R]
+    """
+
+    centre: Tensor
+    start: Tensor
+    level_weights: Tensor
+
+    def __init__(
+        self,
+        centre: Tensor,  # [3]
+        half_size: float,
+        start: Tensor,  # [4, R, R, R]
+        grid: HashGrid,
+        *,
+        hidden: int,
+        view_direction: bool = False,
+        inv_s: float = 20.0,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        """A field that is its start shape; `inv_s` is NeuS's sharpness, 1 / world unit."""
+        super().__init__()
+        self.half_size, self.grid, self.hidden = float(half_size), grid, hidden
+        self.view_direction = view_direction
+        self.register_buffer("centre", centre.detach().clone())
+        self.register_buffer("start", start.detach().clone())
+        self.register_buffer("level_weights", torch.ones(grid.width))
+
+        def normal(*shape: int, std: float) -> nn.Parameter:
+            return nn.Parameter(torch.randn(*shape, generator=generator) * std)
+
+        inputs = 3 + grid.width
+        uniform = torch.rand(grid.entries, 2, generator=generator)
+        self.table = nn.Parameter((2 * uniform - 1) * TABLE_RANGE)
+        self.weight1 = normal(hidden, inputs, std=math.sqrt(2 / inputs))
+        self.bias1 = nn.Parameter(torch.zeros(hidden))
+        self.weight2 = normal(1 + GEOMETRY_FEATURES, hidden, std=RESIDUAL_STD)
+        self.bias2 = nn.Parameter(torch.zeros(1 + GEOMETRY_FEATURES))
+        colour_inputs = 1 + GEOMETRY_FEATURES + inputs + 3 + 3 * view_direction
+        self.colour1 = normal(hidden, colour_inputs, std=math.sqrt(2 / colour_inputs))
+        self.colour_bias1 = nn.Parameter(torch.zeros(hidden))
+        self.colour2 = normal(3, hidden, std=math.sqrt(1 / hidden))
+        self.colour_bias2 = nn.Parameter(torch.zeros(3))
+        self.log_inv_s = nn.Parameter(torch.tensor(math.log(inv_s) / INV_S_SCALE))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the field lives."""
+        return self.centre.device
+
+    @property
+    def inv_s(self) -> Tensor:  # []
+        """Sharpness of the surface, 1 / world unit."""
+        return torch.exp(INV_S_SCALE * self.log_inv_s)
+
+    def settings(self) -> dict[str, Any]:
+        """What is needed besides the tensors to make this field again, ready for JSON."""
+        return {
+            "half_size": self.half_size,
+            "levels": self.grid.levels,
+            "coarsest": self.grid.base,
+            "finest": self.grid.finest,
+            "log2_entries": self.grid.log2_entries,
+            "hidden": self.hidden,
+            "view_direction": self.view_direction,
+        }
+
+    @classmethod
+    def from_settings(cls, settings: dict[str, Any], state: dict[str, Tensor]) -> SDFField:
+        """The field of `settings` and `state_dict`.
+
+        Raises:
+            ValueError: They do not belong together; the message names what differs.
+        """
+        grid = HashGrid(
+            levels=settings["levels"],
+            base=settings["coarsest"],
+            finest=settings["finest"],
+            log2_entries=settings["log2_entries"],
+        )
+        field = cls(
+            state["centre"],
+            settings["half_size"],
+            state["start"],
+            grid,
+            hidden=settings["hidden"],
+            view_direction=settings["view_direction"],
+        )
+        try:
+            field.load_state_dict(state)
+        except RuntimeError as error:
+            raise ValueError(f"the field's tensors do not fit its settings: {error}") from error
+        return field
+
+    def evaluate(self, points: Tensor) -> Sampled:  # [N, 3] world
+        """Distance, gradient and what the colour reads, differentiable in the parameters."""
+        unit = (points - self.centre) / self.half_size  # [-1, 1]
+        encoded = encode(unit / 2 + 0.5, self.table, self.grid)
+        inputs = torch.cat([unit, encoded.features * self.level_weights], dim=-1)
+        before = F.linear(inputs, self.weight1, self.bias1)
+        outputs = F.linear(F.softplus(before, SOFTPLUS_BETA), self.weight2, self.bias2)
+        start, start_gradient = self._start_at(unit)
+        # d outputs[0] / d inputs = W1^T (softplus' * w2)
+        slopes = (torch.sigmoid(SOFTPLUS_BETA * before) * self.weight2[0]) @ self.weight1
+        from_grid = encoded.pull_back(slopes[:, 3:] * self.level_weights) / 2
+        gradients = start_gradient + slopes[:, :3] + from_grid
+        sdf = (start + outputs[:, 0]) * self.half_size
+        return Sampled(sdf, gradients, torch.cat([outputs, inputs], dim=-1))
+
+    def shade(
+        self,
+        inputs: Tensor,  # [N, C]
+        normals: Tensor,  # [N, 3] unit
+        directions: Tensor,  # [N, 3] unit, of the rays
+    ) -> Tensor:  # [N, 3]
+        """Colours, sRGB in [0, 1]."""
+        parts = [inputs, normals, directions] if self.view_direction else [inputs, normals]
+        hidden = F.relu(F.linear(torch.cat(parts, dim=-1), self.colour1, self.colour_bias1))
+        return torch.sigmoid(F.linear(hidden, self.colour2, self.colour_bias2))
+
+    @torch.no_grad()
+    def sdf(self, points: Tensor) -> Tensor:  # [N, 3] -> [N]
+        """Signed distance in world units, negative inside; without gradients, in chunks."""
+        return torch.cat([self._sdf(chunk) for chunk in points.split(CHUNK)])
+
+    @torch.no_grad()
+    def sdf_and_gradient(self, points: Tensor) -> tuple[Tensor, Tensor]:
+        """Signed distance [N] and its gradient [N, 3] at points [N, 3]; in chunks."""
+        parts = [self.evaluate(chunk)[:2] for chunk in points.split(CHUNK)]
+        return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
+
+    @torch.no_grad()
+    def colours(self, points: Tensor, gradients: Tensor) -> Tensor:  # [N, 3] twice -> [N, 3]
+        """sRGB in [0, 1] at points with these gradients, seen along the normal."""
+        colours = []
+        for some, slopes in zip(points.split(CHUNK), gradients.split(CHUNK), strict=True):
+            normals = F.normalize(slopes, dim=-1)
+            colours.append(self.shade(self.evaluate(some).inputs, normals, -normals))
+        return torch.cat(colours)
+
+    def _sdf(self, points: Tensor) -> Tensor:
+        unit = (points - self.centre) / self.half_size
+        encoded = encode(unit / 2 + 0.5, self.table, self.grid, jacobian=False)
+        inputs = torch.cat([unit, encoded.features * self.level_weights], dim=-1)
+        hidden = F.softplus(F.linear(inputs, self.weight1, self.bias1), SOFTPLUS_BETA)
+        residual = F.linear(hidden, self.weight2[:1], self.bias2[:1])[:, 0]
+        return (self._start_at(unit)[0] + residual) * self.half_size
+
+    def _start_at(self, unit: Tensor) -> tuple[Tensor, Tensor]:  # [N, 3] -> [N], [N, 3]
+        """The start shape between its samples, clamped at the cube's faces.
+
+        Distance and gradient are interpolated one by one: the gradient is smooth that way.
+        """
+        values = F.grid_sample(
+            self.start[None], unit.flip(-1)[None, None, None], align_corners=False,
+            padding_mode="border",
+        )[0, :, 0, 0]  # fmt: skip
+        return values[0], values[1:].T
+
+
+def start_from_distance(distance: Tensor) -> Tensor:  # [R, R, R] -> [4, R, R, R]
+    """`SDFField.start` of samples of a signed distance in units of half the cube's side."""
+    spacing = 2 / len(distance)
+    gradient = torch.stack(torch.gradient(distance, spacing=spacing))
+    return torch.cat([distance[None], gradient])
