@@ -40,16 +40,17 @@ def see_surface(
 
 
 @torch.no_grad()
-def trim_unseen(hull: VisualHull, views: Views) -> VisualHull:
+def trim_unseen(hull: VisualHull, views: Views, level: float = MEMBRANE_LEVEL) -> VisualHull:
     """The hull without the parts that no view supports.
 
     Surface voxels that some view sees at more than a grazing angle hold a field at 1, empty space
     beside unseen ones holds it at 0, and Laplace's equation fills the inside. What lies below
-    `MEMBRANE_LEVEL` goes; seen surface always stays.
+    `level` goes; seen surface always stays.
 
     Args:
         hull: Visual hull of `views`.
         views: Posed masks.
+        level: Of the field, from 0 (nothing goes) to 1 (all that is not seen).
     """
     surface = hull.surface_voxels()
     points, normals = hull.voxel_centres(surface), hull.outward_normals(surface)
@@ -66,7 +67,7 @@ def trim_unseen(hull: VisualHull, views: Views) -> VisualHull:
     size = len(field) * shrink
     field = F.interpolate(field[None, None], size=(size,) * 3, mode="trilinear")[0, 0]
     n = len(fixed)
-    inside = field[:n, :n, :n] > MEMBRANE_LEVEL
+    inside = field[:n, :n, :n] > level
     return dataclasses.replace(hull, occupied=hull.occupied & (inside | fixed))
 
 

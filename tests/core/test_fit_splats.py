@@ -6,12 +6,12 @@ import dataclasses
 import pytest
 import torch
 
+from v3d_core import fit_stream
 from v3d_core.cameras import Orbit, orbit_cameras, resize_cameras
 from v3d_core.demo_object import demo_robot
 from v3d_core.metrics import psnr
 from v3d_core.procedural import render_object
 from v3d_core.sh import colours_from_dc
-from v3d_core.splats import optimise
 from v3d_core.splats.config import SPLAT_PRESETS, SplatFitConfig
 from v3d_core.splats.fit import _for_cameras, fit_splats
 from v3d_core.splats.init import quats_from_normals, splats_from_hull
@@ -241,7 +241,7 @@ def test_a_gpus_fit_comes_after_what_was_enqueued_before_and_before_what_follows
 
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream("outer"))
     monkeypatch.setattr(torch.cuda, "stream", on)
-    monkeypatch.setattr(optimise, "_fit_stream", lambda device: Stream("inner"))
-    with pytest.raises(KeyError), optimise.on_fit_stream(torch.device("cuda", 0)):
+    monkeypatch.setattr(fit_stream, "_fit_stream", lambda device: Stream("inner"))
+    with pytest.raises(KeyError), fit_stream.on_fit_stream(torch.device("cuda", 0)):
         raise KeyError  # also when the fit is cancelled
     assert log == ["inner waits for outer", "on inner", "outer waits for inner"]

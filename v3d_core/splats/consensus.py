@@ -15,14 +15,16 @@ from typing import Any
 
 import torch
 
+from ..fit_stream import on_fit_stream
 from ..images import fit_within
-from ..progress import Progress
+from ..progress import Progress, never, silent
 from ..structures import Views
 from ..unseen import trim_unseen
 from ..visual_hull import tight_visual_hull
 from .align import AlignConfig, FrameAligner
 from .config import SplatFitConfig
 from .densify import Parameters
+from .engines import cores_for_engine
 from .init import splats_from_hull
 from .optimise import Stepper, draw, views_around
 from .projection import Pinholes
@@ -104,6 +106,31 @@ def reach_consensus(
             fit.align(aligner)
     longer = max(views.cameras.width, views.cameras.height)
     return Consensus(aligner.corrected_views(views), aligner.report(longer))
+
+
+def align_frames(
+    views: Views,
+    align: str = "auto",
+    *,
+    seed: int = 0,
+    progress: Progress = silent,
+    finish: Callable[[], bool] = never,
+) -> Consensus | None:
+    """Lay frames that disagree on one object, for fits that do not do so themselves.
+
+    Args:
+        views: All frames, at full resolution, on the device that shall do the work.
+        align: "auto" looks and decides, "on" corrects whatever is found, "off" does nothing.
+        seed: Of the small fits.
+        progress: Told several times a second, always about step 0; raising in it cancels.
+        finish: True ends the work and keeps what there is.
+
+    Returns:
+        The corrected views, or None where the frames agree.
+    """
+    config = SplatFitConfig(align=align, seed=seed)
+    with cores_for_engine(views.device, views.images.dtype), on_fit_stream(views.device):
+        return reach_consensus(views, config, progress, finish)
 
 
 class _CoarseFit:

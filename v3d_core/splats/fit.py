@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..backends import load_lpips_network
+from ..fit_stream import on_fit_stream
 from ..images import crop_views, fit_within, resize_views
 from ..progress import Progress, never, silent
 from ..structures import Cameras, GaussianSplats, Views
@@ -22,7 +23,7 @@ from .consensus import MISSES_AFTER, reach_consensus
 from .densify import Parameters, split_and_prune
 from .engines import choose_engine, cores_for_engine
 from .init import splats_from_hull
-from .optimise import Stepper, draw, on_fit_stream, views_around
+from .optimise import Stepper, draw, views_around
 from .projection import LOW_PASS_VARIANCE, Pinholes
 from .raster import render_splats
 from .schedule import Pace, densify_fractions, rates_at
