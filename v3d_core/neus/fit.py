@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,9 +12,10 @@ import torch
 from torch import Tensor
 
 from ..cameras import resize_cameras
+from ..fit_stream import on_fit_stream
 from ..images import fit_within
-from ..progress import Progress, silent
-from ..structures import Cameras, GaussianSplats, Views
+from ..progress import Progress, never, silent
+from ..structures import GaussianSplats, Views
 from .config import NeusFitConfig
 from .encoding import HashGrid
 from .field import SDFField
@@ -39,11 +41,6 @@ class NeusFit:
     field: SDFField
     report: dict[str, Any]
     views: Views
-
-
-def never() -> bool:
-    """A `finish` nobody presses."""
-    return False
 
 
 def fit_neus(
@@ -80,74 +77,85 @@ def fit_neus(
             f"a surface needs at least 2 views to have depth, got {len(views)}; "
             "connect the whole orbit"
         )
-    generator = torch.Generator().manual_seed(config.seed)  # on CPU: the same on every device
-    small = fit_within(views, config.resolution)
-
-    def tell(step: int, total: int, preview: object = None, text: str = "") -> None:
-        progress(0, config.steps, text=text)
-
-    start = start_shape(small, config, progress=tell)
-    grid = HashGrid(
-        levels=config.levels,
-        base=config.coarsest,
-        finest=config.finest,
-        log2_entries=config.log2_entries,
-    )
-    field = SDFField(
-        start.centre,
-        start.half_size,
-        start.grid,
-        grid,
-        hidden=config.hidden,
-        view_direction=config.view_direction,
-        inv_s=config.inv_s,
-        generator=generator,
-    ).to(views.device)
-    pool = PixelPool(small, generator)
-    stepper = Stepper(field, pool, start, config, generator)
-    stopped, steps, loss, psnr = "all steps", 0, 0.0, 0.0
-    try:
-        while steps < config.steps:
-            if steps and steps % config.refresh_steps < STRIDE:
-                stepper.refresh()
-            stepper.schedule(steps / config.steps)
-            count = min(STRIDE, config.steps - steps)
-            for _ in range(count):
-                stepper.step()
-            steps += count
-            progress(
-                steps,
-                config.steps,
-                preview=lambda: _picture(stepper, views.cameras[0]),
-                text="surface",
-            )
-            if finish():
-                stopped = "finish now"
-                break
-        loss, psnr = stepper.look()
-    finally:
-        stepper.close()
-    field.requires_grad_(False)
+    with on_fit_stream(views.device):
+        run = _Run(fit_within(views, config.resolution), config, splats, progress)
+        run.optimise(finish)
+    field = run.field.requires_grad_(False)
     report = {
-        "steps": steps,
+        "steps": run.steps,
         "seconds": round(time.perf_counter() - started, 3),
-        "psnr_train": round(psnr, 3),
-        "loss": round(loss, 5),
+        "psnr_train": round(run.psnr, 3),
+        "loss": round(run.loss, 5),
         "inv_s": round(float(field.inv_s), 1),
-        "resolution": max(small.cameras.width, small.cameras.height),
+        "resolution": run.longer_side,
         "seed": config.seed,
         "device": str(views.device),
-        "stopped": stopped,
+        "stopped": run.stopped,
     }
     return NeusFit(field, report, views)
 
 
-def _picture(stepper: Stepper, camera: Cameras) -> Tensor:  # [H, W, 3]
-    """The surface's normals from a camera, at a size that costs a fraction of a second."""
-    longer = max(camera.width, camera.height)
-    scale = min(1.0, PREVIEW_SIZE / longer)
-    small = resize_cameras(
-        camera, max(1, round(camera.width * scale)), max(1, round(camera.height * scale))
-    )
-    picture = render_field(stepper.field, stepper.known, stepper.band, small)
-    return normal_picture(picture, small)
+class _Run:
+    """One fit: the field, the rays it is fitted to, and the loop."""
+
+    def __init__(
+        self,
+        views: Views,
+        config: NeusFitConfig,
+        splats: GaussianSplats | None,
+        progress: Progress,
+    ) -> None:
+        self.config, self.progress = config, progress
+        self.camera = views.cameras[0]
+        self.longer_side = max(views.cameras.width, views.cameras.height)
+
+        def tell(step: int, total: int, preview: object = None, text: str = "") -> None:
+            progress(0, config.steps, text=text)
+
+        generator = torch.Generator().manual_seed(config.seed)  # on CPU: the same on every device
+        start = start_shape(views, config, splats=splats, progress=tell)
+        grid = HashGrid(config.levels, config.coarsest, config.finest, config.log2_entries)
+        self.field = SDFField(
+            start.centre,
+            start.half_size,
+            start.grid,
+            grid,
+            hidden=config.hidden,
+            view_direction=config.view_direction,
+            inv_s=config.inv_s,
+            generator=generator,
+        ).to(views.device)
+        pool = PixelPool(views, generator)
+        self.stepper = Stepper(self.field, pool, start, config, generator)
+        self.steps, self.stopped = 0, "all steps"
+        self.loss = self.psnr = math.nan
+
+    def optimise(self, finish: Callable[[], bool]) -> None:
+        """Steps, in strides that are short enough to cancel within a second."""
+        config, stepper = self.config, self.stepper
+        try:
+            while self.steps < config.steps:
+                if self.steps and self.steps % config.refresh_steps < STRIDE:
+                    stepper.refresh()
+                stepper.schedule(self.steps / config.steps)
+                for _ in range(min(STRIDE, config.steps - self.steps)):
+                    stepper.step()
+                    self.steps += 1
+                stepper.wait_for_last_stride()
+                self.progress(self.steps, config.steps, preview=self._picture, text="NeuS")
+                if finish():
+                    self.stopped = "finish now"
+                    break
+            self.loss, self.psnr = stepper.look()
+        finally:
+            stepper.close()
+
+    def _picture(self) -> Tensor:  # [H, W, 3]
+        """The surface's normals, at a size that costs a fraction of a second."""
+        scale = min(1.0, PREVIEW_SIZE / self.longer_side)
+        width, height = self.camera.width, self.camera.height
+        camera = resize_cameras(
+            self.camera, max(1, round(width * scale)), max(1, round(height * scale))
+        )
+        stepper = self.stepper
+        return normal_picture(render_field(self.field, stepper.known, stepper.band, camera), camera)

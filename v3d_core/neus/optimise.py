@@ -59,6 +59,7 @@ class Stepper:
         self.squared_error = torch.zeros((), device=device)
         self.taken = self._looked = 0
         self._graph: torch.cuda.CUDAGraph | None = None
+        self._stride: torch.cuda.Event | None = None
         self.rates = {
             "table": config.table_rate,
             "network": config.network_rate,
@@ -121,6 +122,16 @@ class Stepper:
         else:
             self._compute()
         self.taken += 1
+
+    def wait_for_last_stride(self) -> None:
+        """Let the device work on one stride while the next is enqueued, but on no more."""
+        if self.field.device.type != "cuda":
+            return
+        event = torch.cuda.Event()
+        event.record()
+        if self._stride is not None:
+            self._stride.synchronize()
+        self._stride = event
 
     def look(self) -> tuple[float, float]:
         """Mean loss and PSNR over the rays since the last look; waits for the device."""
