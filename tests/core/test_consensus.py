@@ -13,7 +13,7 @@ from v3d_core.procedural import render_object
 from v3d_core.progress import never, silent
 from v3d_core.splats import consensus
 from v3d_core.splats.config import SplatFitConfig
-from v3d_core.splats.consensus import FEWEST_VIEWS, reach_consensus
+from v3d_core.splats.consensus import FEWEST_VIEWS, align_frames, reach_consensus
 from v3d_core.splats.fit import fit_splats
 from v3d_core.splats.raster import render_splats
 
@@ -98,6 +98,23 @@ def test_on_corrects_whatever_is_found(robot, short):
     always = dataclasses.replace(CONFIG, align="on")
     found = reach_consensus(robot[0], always, silent, lambda: True)  # the first comparison only
     assert found is not None and found.views is not robot[0]
+
+
+def test_frames_are_aligned_for_other_fits_as_for_the_splats(robot, short):
+    assert align_frames(robot[0], "off") is None
+    always = dataclasses.replace(CONFIG, align="on", seed=3)
+    texts = []
+    found = align_frames(
+        robot[0],
+        "on",
+        seed=3,
+        progress=lambda step, total, preview=None, text="": texts.append(text),
+        finish=lambda: True,
+    )
+    wanted = reach_consensus(robot[0], always, silent, lambda: True)
+    assert found is not None and wanted is not None and texts
+    assert torch.equal(found.views.images, wanted.views.images)
+    assert found.per_view == wanted.per_view
 
 
 def test_alignment_can_be_cancelled_and_finished(jittered, short):
