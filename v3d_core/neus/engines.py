@@ -139,6 +139,12 @@ def _warp_encoder(device: torch.device) -> Engine[Encoder]:
     return Engine("warp", encode_warp, capturable=device.type == "cuda")
 
 
+def _warp_compositor(device: torch.device) -> Engine[Compositor]:
+    from .warp_volume import composite_warp
+
+    return Engine("warp", composite_warp, capturable=device.type == "cuda")
+
+
 HASH_GRIDS = Engines[Encoder](
     "hash grid",
     "V3D_HASH_GRID",
@@ -151,6 +157,6 @@ COMPOSITORS = Engines[Compositor](
     "compositing",
     "V3D_COMPOSITING",
     composite_torch,
-    {},
+    {"warp": _warp_compositor},
     checks.compare_compositors,
 )
