@@ -5,11 +5,12 @@ The file runs on CUDA machines as it is; engines that do not run are left out.
 
 import itertools
 import math
+import types
 
 import pytest
 import torch
 
-from v3d_core.neus import checks, engines
+from v3d_core.neus import checks, engines, tcnn_encoding
 from v3d_core.neus.encoding import Encoded, HashGrid, encode
 from v3d_core.neus.torch_encoding import encode_torch
 
@@ -284,6 +285,60 @@ def test_a_missing_or_wrong_engine_leaves_the_oracle_and_says_why(choice, monkey
     monkeypatch.setitem(choice.candidates, "warp", lambda device: wrong)
     assert choice.choose(CPU, torch.float32) is choice.oracle
     assert "features differ" in caplog.text
+
+
+class StandIn(torch.nn.Module):
+    """tinycudann.Encoding of a hash grid as its source has it, in torch: sizes, wrap and all."""
+
+    def __init__(self, n_input_dims, encoding_config, seed=1337, dtype=None):
+        super().__init__()
+        c = self.config = encoding_config
+        assert (n_input_dims, dtype, c["otype"]) == (3, torch.float32, "HashGrid")
+        assert (c["n_features_per_level"], c["interpolation"]) == (2, "Linear")
+        self.levels = []
+        for level in range(c["n_levels"]):
+            scale = c["per_level_scale"] ** level * c["base_resolution"] - 1
+            side = math.ceil(scale - 1e-6) + 1
+            size = min(-(-(side**3) // 8) * 8, 2 ** c["log2_hashmap_size"])
+            self.levels.append((scale, side, size))
+        count = sum(size for *_, size in self.levels)
+        self.params = torch.nn.Parameter(torch.rand(2 * count) * 1e-4)
+
+    def forward(self, points):
+        assert points.dtype == self.params.dtype == torch.float32
+        entries, features = self.params.view(-1, 2), []
+        for scale, side, size in self.levels:
+            place = points * scale + 0.5
+            cell = place.detach().floor()
+            total = 0
+            for corner in itertools.product((0, 1), repeat=3):
+                bits = torch.tensor(corner)
+                x, y, z = (cell.long() + bits).unbind(-1)
+                row = x + y * side + z * side**2
+                if size < side**3:
+                    row = x ^ (y * 2654435761) ^ (z * 805459861)
+                share = torch.where(bits.bool(), place - cell, 1 - (place - cell)).prod(-1)
+                total = total + share[:, None] * entries[row % size]
+            features.append(total)
+            entries = entries[size:]
+        return torch.cat(features, dim=-1)
+
+
+def test_adapter_of_tinycudann_keeps_the_contract(monkeypatch):
+    tcnn = types.SimpleNamespace(Encoding=StandIn)
+    monkeypatch.setattr(tcnn_encoding.backends, "load", {"tinycudann": tcnn}.__getitem__)
+    tcnn_encoding._module.cache_clear()
+    try:
+        assert checks.compare_encoders(tcnn_encoding.encode_tinycudann) == ""
+        points = uniform(300, 3, low=-0.1, high=1.1).float()
+        table = uniform(SMALL.entries, 2)
+        mine = run_all(tcnn_encoding.encode_tinycudann, points, table, SMALL, torch.float32, CPU)
+        true = run_all(encode_torch, points, table, SMALL, torch.float64, CPU)
+        assert_close_in_length(mine, true)
+        with pytest.raises(ValueError, match="dense level where"):
+            tcnn_encoding._module(HashGrid(levels=1, base=8, finest=8, log2_entries=9), CPU)
+    finally:
+        tcnn_encoding._module.cache_clear()
 
 
 def dims_features(points, table, grid, jacobian):

@@ -198,6 +198,17 @@ def test_opaque_samples_have_finite_gradients(run, device):
     assert float(mine[1]) == pytest.approx(1.0, abs=1e-5)
 
 
+def test_nerfacc_agrees_with_the_oracle(monkeypatch):
+    pytest.importorskip("nerfacc", reason="needs nerfacc")
+    from v3d_core.neus.nerfacc_volume import composite_nerfacc
+
+    assert checks.compare_compositors(composite_nerfacc) == ""
+    arguments = wall(sharpness=1e4)
+    mine = run_all(composite_nerfacc, arguments, CPU, torch.float64)
+    for a, b in zip(mine, run_all(composite_torch, arguments, CPU, torch.float64), strict=True):
+        torch.testing.assert_close(a, b)
+
+
 def test_anneal_may_be_a_number():
     arguments = scene(4, 10)
     as_tensor = composite(*arguments)

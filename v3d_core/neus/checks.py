@@ -25,7 +25,7 @@ def compare_encoders(
     `device` (by default the CPU). No point lies where a slope jumps within rounding.
     """
     generator = torch.Generator().manual_seed(0)
-    grid = grid or HashGrid(levels=4, base=5, finest=40, log2_entries=10)  # dense and hashed levels
+    grid = grid or HashGrid(levels=4, base=5, finest=45, log2_entries=10)  # dense and hashed levels
 
     def uniform(*shape: int) -> Tensor:
         return (2 * torch.rand(*shape, generator=generator) - 1).to(device)

@@ -1,7 +1,7 @@
 """Which kernels run: one contract per task, several engines, each checked against its oracle.
 
-`warp` are the built-in kernels (CPU and CUDA), `tinycudann` and `nerfacc` are used on CUDA where
-somebody has built them, `torch` is the definition and runs anywhere. The choice is made once per
+`warp` are the built-in kernels (CPU and CUDA), `tinycudann` (hash grid) and `nerfacc` (compositing)
+come next on CUDA where they are installed, `torch` is the definition and runs anywhere. The choice is made once per
 device, with a log line that says which and why; `V3D_HASH_GRID` forces the engine of the hash grid,
 `V3D_COMPOSITING` that of the compositing.
 """
@@ -94,7 +94,7 @@ class Engines(Generic[Task]):
 
     def available(self, device: torch.device) -> list[Engine[Task]]:
         """All engines that run on a device and agree with the oracle, the oracle last."""
-        found = [self.find(name, device)[0] for name in self.candidates]
+        found = [self.find(name, device)[0] for name in self._for(device)]
         return [engine for engine in found if engine is not None] + [self.oracle]
 
     def forget(self) -> None:
@@ -102,9 +102,13 @@ class Engines(Generic[Task]):
         self._found.clear()
         self._best.clear()
 
+    def _for(self, device: torch.device) -> list[str]:
+        """Candidates for a kind of device."""
+        return [name for name in self.candidates if name == "warp" or device.type == "cuda"]
+
     def _first_that_agrees(self, device: torch.device) -> Engine[Task]:
         reasons = []
-        for name in self.candidates:
+        for name in self._for(device):
             engine, reason = self.find(name, device)
             if engine is not None:
                 logger.info("%s on %s: %s (agrees with torch)", self.task, device, name)
@@ -119,8 +123,8 @@ class Engines(Generic[Task]):
         if not backends.is_installed(name):
             package = backends.OPTIONAL_PACKAGES[name]
             return None, f"{name} is not installed; pip install {package.install}"
-        if name != "warp" and device.type != "cuda":
-            return None, f"{name} runs on CUDA only"
+        if name not in self._for(device):
+            return None, f"{name} is used on CUDA only"
         try:
             engine = self.candidates[name](device)
             with torch.inference_mode(False), torch.enable_grad():
@@ -145,11 +149,23 @@ def _warp_compositor(device: torch.device) -> Engine[Compositor]:
     return Engine("warp", composite_warp, capturable=device.type == "cuda")
 
 
+def _tinycudann_encoder(device: torch.device) -> Engine[Encoder]:
+    from .tcnn_encoding import encode_tinycudann
+
+    return Engine("tinycudann", encode_tinycudann, capturable=False)
+
+
+def _nerfacc_compositor(device: torch.device) -> Engine[Compositor]:
+    from .nerfacc_volume import composite_nerfacc
+
+    return Engine("nerfacc", composite_nerfacc, capturable=False)
+
+
 HASH_GRIDS = Engines[Encoder](
     "hash grid",
     "V3D_HASH_GRID",
     encode_torch,
-    {"warp": _warp_encoder},
+    {"warp": _warp_encoder, "tinycudann": _tinycudann_encoder},
     checks.compare_encoders,
 )
 
@@ -157,6 +173,6 @@ COMPOSITORS = Engines[Compositor](
     "compositing",
     "V3D_COMPOSITING",
     composite_torch,
-    {"warp": _warp_compositor},
+    {"warp": _warp_compositor, "nerfacc": _nerfacc_compositor},
     checks.compare_compositors,
 )
