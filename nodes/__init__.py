@@ -8,6 +8,7 @@ from .datasets import V3DLoadViews, V3DSaveViews
 from .finish import add_finish_route
 from .mesh import V3DExportMesh, V3DMeshFromSplat
 from .models import V3DLoadModel
+from .neus import V3DExtractMesh, V3DFitNeuS, V3DLoadSDF, V3DSaveSDF
 from .orbit import V3DOrbitCameras
 from .prepare import V3DPrepareImage
 from .sampling import V3DConditioning, V3DSampleOrbit
@@ -35,6 +36,10 @@ class V3DExtension(ComfyExtension):
             V3DRenderSplat,
             V3DScoreViews,
             V3DMeshFromSplat,
+            V3DFitNeuS,
+            V3DExtractMesh,
+            V3DSaveSDF,
+            V3DLoadSDF,
             V3DExportMesh,
             V3DSaveViews,
         ]

@@ -16,6 +16,7 @@ log = logging.getLogger("V3D")
 DEMO = "demo orbit (shipped)"
 DEMO_FOLDER = Path(__file__).resolve().parents[1] / "v3d_core" / "data" / "demo_orbit"
 IN_OUTPUT = " [output]"  # ComfyUI's own mark for names below the output folder
+FIELD_SUFFIX = ".safetensors"
 SEARCH_DEPTH = 3  # folders below input and output that are listed
 
 
@@ -30,15 +31,32 @@ def view_folder(name: str) -> Path:
     """The folder of a choice; raises ValueError for names that lead anywhere else."""
     if name == DEMO:
         return DEMO_FOLDER
-    in_output = name.endswith(IN_OUTPUT)
-    base = folder_paths.get_output_directory() if in_output else folder_paths.get_input_directory()
-    relative = name[: -len(IN_OUTPUT)] if in_output else name
-    folder = Path(os.path.abspath(os.path.join(base, relative)))
-    if not folder.is_relative_to(os.path.abspath(base)):
-        raise ValueError(f"the folder {relative!r} lies outside {base}; move it there")
+    folder = _inside("folder", name)
     if not folder.is_dir():
         raise ValueError(f"there is no folder {folder}; press R to renew the list of folders")
     return folder
+
+
+def field_files() -> list[str]:
+    """Choices of V3D Load SDF: .safetensors files in input and output."""
+    given, made = folder_paths.get_input_directory(), folder_paths.get_output_directory()
+    return [*_fields(Path(given)), *(name + IN_OUTPUT for name in _fields(Path(made)))]
+
+
+def field_file(name: str) -> Path:
+    """The file of a choice; raises ValueError for names that lead anywhere else."""
+    file = _inside("file", name)
+    if file.suffix.lower() != FIELD_SUFFIX:
+        raise ValueError(f"the file {name!r} is no {FIELD_SUFFIX} file; choose a saved field")
+    if not file.is_file():
+        raise ValueError(f"there is no file {file}; press R to renew the list of files")
+    return file
+
+
+def file_state(file: Path) -> str:
+    """Changes when the file does: its size and time, not its contents."""
+    state = file.stat()
+    return repr((str(file), state.st_size, state.st_mtime_ns))
 
 
 def folder_state(folder: Path) -> str:
@@ -63,6 +81,26 @@ def output_path(prefix: str, suffix: str) -> tuple[Path, str]:
         )
     folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(prefix, base)
     return Path(folder) / f"{name}_{counter:05}_{suffix}", subfolder
+
+
+def _inside(kind: str, name: str) -> Path:
+    """What a choice names below the input folder, or, so marked, below the output folder."""
+    in_output = name.endswith(IN_OUTPUT)
+    base = folder_paths.get_output_directory() if in_output else folder_paths.get_input_directory()
+    relative = name[: -len(IN_OUTPUT)] if in_output else name
+    path = Path(os.path.abspath(os.path.join(base, relative)))
+    if not path.is_relative_to(os.path.abspath(base)):
+        raise ValueError(f"the {kind} {relative!r} lies outside {base}; move it there")
+    return path
+
+
+def _fields(base: Path) -> list[str]:
+    return [
+        (folder / name).relative_to(base).as_posix()
+        for folder in (base, *_below(base, SEARCH_DEPTH))
+        for name, is_folder in sorted(_entries(folder))
+        if name.lower().endswith(FIELD_SUFFIX) and not is_folder and not name.startswith(".")
+    ]
 
 
 def _folders(base: Path, frames_are_enough: bool) -> list[str]:
@@ -107,4 +145,4 @@ def _entries(folder: Path) -> Iterator[tuple[str, bool]]:
             for entry in entries:
                 yield entry.name, entry.is_dir()
     except OSError as error:
-        log.info("V3D Load Views: %s is not listed: %s", folder, error)
+        log.info("%s is not listed: %s", folder, error)

@@ -96,10 +96,12 @@ class NodeProgress:
             self._bar = ProgressBar(total)
         self._bar.update_absolute(step, total, self._picture(preview))
         now = time.monotonic()
+        if step == 0:  # what goes before the first step says nothing about the others
+            self._started = now
         if text and (now >= self._next_text or step >= total):
             self._next_text = now + TEXT_INTERVAL_S
-            if self._time_left and step < total:
-                left = (now - self._started) * (total - step) / max(step, 1)
+            if self._time_left and 0 < step < total:
+                left = (now - self._started) * (total - step) / step
                 text += f", step {step} of {total}, {left:.0f} s left"
             show_text(text)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from comfy_api.v0_0_2 import io
 
+from ..v3d_core.neus.field import SDFField
 from ..v3d_core.structures import Cameras, Views
 
 
@@ -22,3 +23,10 @@ class V3DViews(io.ComfyTypeIO):
     """Pictures of one object with their masks and cameras."""
 
     Type = Views
+
+
+@io.comfytype(io_type="V3D_SDF")
+class V3DSDF(io.ComfyTypeIO):
+    """A fitted surface: signed distance and colour, on the CPU; nobody changes it."""
+
+    Type = SDFField

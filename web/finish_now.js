@@ -1,10 +1,10 @@
-// The button "Finish now" on V3D Fit Splat, there only while that node runs.
+// The button "Finish now" on V3D Fit Splat and V3D Fit NeuS, there only while that node runs.
 // ComfyUI tells which nodes run by the ids of its prompt; "12:5" is node 5 in subgraph node 12.
 
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 
-const FIT_NODE = "V3DFitSplat";
+const FIT_NODES = { V3DFitSplat: "V3D Fit Splat", V3DFitNeuS: "V3D Fit NeuS" }; // type -> name
 const buttons = new Map(); // node id in the prompt -> { node, widget, before, after }
 
 function nodeOf(executionId) {
@@ -21,7 +21,7 @@ function sizeOf(node) {
   return [node.size[0], node.size[1]];
 }
 
-async function finish(promptId, nodeId, widget) {
+async function finish(promptId, nodeId, node, widget) {
   widget.disabled = true;
   widget.label = "Finishing...";
   const answer = await api.fetchApi("/v3d/finish", {
@@ -34,17 +34,17 @@ async function finish(promptId, nodeId, widget) {
     widget.label = "Finish now";
     const { error } = await answer.json().catch(() => ({ error: answer.statusText }));
     app.extensionManager?.toast?.add({
-      severity: "warn", summary: "V3D Fit Splat", detail: error, life: 5000,
+      severity: "warn", summary: FIT_NODES[node.type], detail: error, life: 5000,
     });
   }
 }
 
 function show(promptId, nodeId, node) {
   const before = sizeOf(node);
-  const press = () => finish(promptId, nodeId, widget);
+  const press = () => finish(promptId, nodeId, node, widget);
   const widget = node.addWidget("button", "Finish now", null, press, { serialize: false });
   widget.serialize = false; // its place in the saved widget values stays free
-  widget.tooltip = "Ends the fit here and keeps the splat as it is now.";
+  widget.tooltip = "Ends the fit here and keeps what there is now.";
   node.expandToFitContent?.();
   node.setDirtyCanvas?.(true, true);
   buttons.set(nodeId, { promptId, node, widget, before, after: sizeOf(node) });
@@ -68,7 +68,7 @@ function onProgress({ detail }) {
   const running = Object.values(detail.nodes)
     .filter((state) => state.state === "running")
     .map((state) => [String(state.node_id), nodeOf(state.node_id)])
-    .filter(([, node]) => node?.type === FIT_NODE);
+    .filter(([, node]) => node?.type in FIT_NODES);
   const shown = new Map(running);
   for (const [nodeId, button] of [...buttons]) {
     const same = button.promptId === detail.prompt_id && shown.get(nodeId) === button.node;

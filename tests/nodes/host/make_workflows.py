@@ -21,9 +21,16 @@ WIDGET_TYPES = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", "COLOR", "COMFY_DY
 
 
 WIDTH = 340  # px of a column, unless one of its nodes is wider
-WIDTHS = {"V3DFitSplat": 360, "V3DSampleOrbit": 400, "SaveGLB": 420, "SaveGaussianSplat": 420}
+WIDTHS = {
+    "V3DFitSplat": 360,
+    "V3DFitNeuS": 360,
+    "V3DSampleOrbit": 400,
+    "SaveGLB": 420,
+    "SaveGaussianSplat": 420,
+}
 HEIGHTS = {"PreviewImage": 320, "PreviewAny": 240, "SaveGLB": 420, "SaveGaussianSplat": 480}
 HEIGHTS["V3DFitSplat"] = 700  # room for the picture and the button of the running fit
+HEIGHTS["V3DFitNeuS"] = 620
 HEIGHTS["V3DSampleOrbit"] = 560  # and of the orbit
 HEIGHTS["LoadImage"] = 360
 HEIGHTS["V3DPrepareImage"] = 230

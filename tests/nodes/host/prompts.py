@@ -14,9 +14,12 @@ from ui_to_api import to_prompt
 DEMO = "demo orbit (shipped)"
 # Enough to see what is up and what is left, in seconds on a CPU without any engine.
 QUICK_FIT = {"preset": "draft", "resolution": 96, "max_splats": 4000, "steps": 80}
+QUICK_NEUS = {"preset": "draft", "resolution": 96, "steps": 40, "frames": "agree"}
 QUICK = {
     "V3DFitSplat": QUICK_FIT,
     "V3DMeshFromSplat": {"resolution": 64},
+    "V3DFitNeuS": QUICK_NEUS,
+    "V3DExtractMesh": {"resolution": 64},
     "RenderSplat": {"width": 256, "height": 256},
 }
 

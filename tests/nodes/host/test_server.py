@@ -34,11 +34,16 @@ NODES = (
     "V3DRenderSplat",
     "V3DScoreViews",
     "V3DMeshFromSplat",
+    "V3DFitNeuS",
+    "V3DExtractMesh",
+    "V3DSaveSDF",
+    "V3DLoadSDF",
     "V3DExportMesh",
     "V3DSaveViews",
 )
 WORKFLOWS = (
     "frames_to_mesh",
+    "frames_to_neus_mesh",
     "frames_to_splat",
     "image_to_mesh",
     "image_to_splat",

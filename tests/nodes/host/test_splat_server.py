@@ -91,11 +91,12 @@ def test_a_cancelled_fit_cannot_be_finished_afterwards(server):
     assert server.post("/v3d/finish", {"prompt_id": seen[0], "node_id": "4"})[0] == 404
 
 
-def test_the_front_end_gets_the_button_for_this_node_and_route(server, object_info):
+def test_the_front_end_gets_the_button_for_the_fits_and_the_route(server, object_info):
     assert "/extensions/ComfyUI-V3D/finish_now.js" in server.get_json("/extensions")
     script = server.get("/extensions/ComfyUI-V3D/finish_now.js").decode()
-    (name,) = re.findall(r'FIT_NODE = "(\w+)"', script)
-    assert name in object_info
+    (table,) = re.findall(r"FIT_NODES = \{(.*)\}", script)
+    names = dict(re.findall(r'(\w+): "([^"]+)"', table))
+    assert names == {n: object_info[n]["display_name"] for n in ("V3DFitSplat", "V3DFitNeuS")}
     (route,) = re.findall(r'fetchApi\("([^"]+)"', script)
     assert server.post(f"/api{route}", {})[0] == 400  # as the front end asks for it
 

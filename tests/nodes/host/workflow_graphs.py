@@ -84,6 +84,18 @@ closed mesh with vertex colours, saved as `.glb` and `.obj`.
 {OWN_FRAMES}
 {UNSEEN}"""
 
+NEUS_NOTE = f"""## Orbit frames to a smooth, closed surface
+Queue it as it is: it loads the 18-frame orbit that comes with V3D, fits a surface (NeuS) and takes \
+a mesh with vertex colours out of it, saved as `.glb`. It takes longer than *frames_to_mesh* and \
+gives a smoother, more exact mesh.
+
+### The surface
+* *V3D Extract Mesh* may run again with another `resolution`; the fit stays.
+* *V3D Save SDF* keeps the fitted surface; *V3D Load SDF* brings it back another day.
+* Have you normal maps of the frames, from any normal estimator? Connect them to `normals`.
+{OWN_FRAMES}
+{UNSEEN}"""
+
 SCORES_NOTE = f"""## How good is the splat?
 Queue it as it is: it fits a splat to the 18 training views of the demo orbit, renders the 6 test \
 views that the fit never saw, and compares them with the true ones.
@@ -277,6 +289,18 @@ TEMPLATES = {
             9: Node("SaveGLB", 4, {"filename_prefix": "3d/V3D_mesh"}, {"mesh": (7, 0)}),
         },
         FRAME_GROUPS,
+    ),
+    "frames_to_neus_mesh": Template(
+        NEUS_NOTE,
+        {
+            **{number: FRAMES[number] for number in (1, 2, 3, 4)},
+            5: Node("V3DFitNeuS", 2, {"preset": "normal"}, {"views": (3, 0)}),
+            6: Node("PreviewAny", 2, {}, {"source": (5, 1)}),
+            7: Node("V3DExtractMesh", 3, {}, {"sdf": (5, 0)}),
+            8: Node("V3DSaveSDF", 3, {}, {"sdf": (5, 0)}),
+            9: Node("SaveGLB", 4, {"filename_prefix": "3d/V3D_neus"}, {"mesh": (7, 0)}),
+        },
+        (("Frames and cameras", 0, 1), ("Surface", 2, 2), ("Result", 3, 4)),
     ),
     "splat_scores": Template(
         SCORES_NOTE,

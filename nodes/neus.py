@@ -1,0 +1,299 @@
+"""V3D Fit NeuS: posed views become a signed-distance field; V3D Extract Mesh: its surface."""
+
+from __future__ import annotations
+
+import copy
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from comfy_api.v0_0_2 import io
+
+from ..v3d_core.neus.config import NEUS_PRESETS, NeusFitConfig, neus_preset
+from ..v3d_core.neus.extract import ExtractConfig, extract_mesh
+from ..v3d_core.neus.fit import fit_neus
+from ..v3d_core.neus.store import load_field, save_field
+from ..v3d_core.normals import NORMALS_CONVENTIONS
+from ..v3d_core.splats.consensus import align_frames
+from ..v3d_core.structures import Views
+from .convert import CPU, mesh_to_host, normals_from_image, splats_from_host
+from .finish import finishable
+from .paths import IN_OUTPUT, field_file, field_files, file_state, output_path
+from .runtime import NodeProgress, compute_device, fitting, named_errors, owned, tell
+from .sockets import V3DSDF, V3DViews
+
+FRAMES = {"auto": "auto", "agree": "off", "disagree": "on"}  # widget -> align
+DEFAULTS = ExtractConfig()
+RESOLUTION = 256  # voxels; the default of extract_mesh
+BYTES_PER_SAMPLE = 4096  # of a ray: features, hidden units and their gradients
+BYTES_PER_PIXEL = 32  # picture, mask, normals and what is drawn from them
+EXTRACT_BYTES = 1 << 30  # a batch of points in the field's network
+
+
+class V3DFitNeuS(io.ComfyNode):
+    """Fit a surface to posed views."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="V3DFitNeuS",
+            display_name="V3D Fit NeuS",
+            category="3d/V3D",
+            description="Fits a closed surface (a signed-distance field with colours) to posed "
+            "views of one object. Shows its normals while it grows; Cancel stops it at once, "
+            "Finish now keeps what there is.",
+            search_aliases=["neus", "sdf", "images to mesh", "surface reconstruction", "nerf"],
+            inputs=[
+                V3DViews.Input("views", tooltip="From V3D Posed Views or V3D Load Views."),
+                io.Image.Input(
+                    "normals",
+                    optional=True,
+                    tooltip="Normal maps of the same frames, from any estimator: the surface "
+                    "follows them as well. They replace normals that the views carry.",
+                ),
+                io.Splat.Input(
+                    "splat",
+                    optional=True,
+                    tooltip="A splat of the same views, from V3D Fit Splat: the surface starts "
+                    "from it instead of from the outlines, which do not know hollows.",
+                ),
+                io.Combo.Input(
+                    "preset",
+                    options=list(NEUS_PRESETS),
+                    default="normal",
+                    tooltip="draft: a quick look. normal: good for most orbits. best: finer and "
+                    "several times slower. The help page has times.",
+                ),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=0xFFFFFFFFFFFFFFFF,
+                    control_after_generate=io.ControlAfterGenerate.fixed,
+                    tooltip="The same seed gives the same surface on the CPU, and nearly the same "
+                    "on a GPU.",
+                ),
+                io.Combo.Input(
+                    "frames",
+                    options=list(FRAMES),
+                    default="auto",
+                    tooltip="Do the frames show exactly one object? disagree: from a video model; "
+                    "they are aligned before the fit, which takes longer. agree: renders and "
+                    "photographs, taken as they are. auto: looks and decides.",
+                ),
+                io.Int.Input(
+                    "steps",
+                    default=0,
+                    min=0,
+                    max=100_000,
+                    step=50,
+                    advanced=True,
+                    tooltip="Optimiser steps; time grows in proportion. 0 = the preset's.",
+                ),
+                io.Int.Input(
+                    "resolution",
+                    default=0,
+                    min=0,
+                    max=4096,
+                    step=16,
+                    advanced=True,
+                    tooltip="Longer side in pixels at which the views are fitted; larger images "
+                    "are scaled down. More is sharper, at the same time a step. 0 = the preset's.",
+                ),
+                io.Combo.Input(
+                    "normals_convention",
+                    options=list(NORMALS_CONVENTIONS),
+                    default="opengl",
+                    advanced=True,
+                    tooltip="Axes of the normal maps. opengl: x right, y up, z to the viewer, the "
+                    "usual blue maps. opencv: x right, y down, z away from the viewer.",
+                ),
+            ],
+            outputs=[
+                V3DSDF.Output("sdf", tooltip="The surface, for V3D Extract Mesh and Save SDF."),
+                io.String.Output("report", tooltip="Figures of the fit as JSON."),
+                V3DViews.Output(
+                    "views",
+                    tooltip="The views as they were fitted, aligned where they disagreed, with "
+                    "the normals.",
+                ),
+            ],
+        )
+
+    @classmethod
+    @named_errors
+    def execute(
+        cls, views, preset, seed, frames, steps, resolution, normals_convention,
+        normals=None, splat=None,
+    ) -> io.NodeOutput:  # fmt: skip
+        if normals is not None:
+            decoded = normals_from_image(normals, views.masks, normals_convention)
+            views = replace(views, normals=decoded.to(views.images))
+        splats = None if splat is None else splats_from_host(splat)
+        config = config_from_widgets(preset, compute_device().type, seed, steps, resolution)
+        with fitting(memory_estimate(views, config)) as device, finishable() as finish:
+            views = owned(views, device)
+            progress = NodeProgress(time_left=True)
+            consensus = align_frames(
+                views, FRAMES[frames], seed=seed, progress=progress, finish=finish
+            )
+            fit = fit_neus(
+                views if consensus is None else consensus.views,
+                config,
+                splats=None if splats is None else owned(splats, device),
+                progress=progress,
+                finish=finish,
+            )
+            field, fitted = fit.field.to(CPU), fit.views.to(CPU)
+        report = {**fit.report, "frames": "agree" if consensus is None else "disagree"}
+        if consensus is not None:
+            report["per_view"] = consensus.per_view
+        tell("V3D Fit NeuS", summary(report))
+        return io.NodeOutput(field, json.dumps(report, indent=2), fitted)
+
+
+def config_from_widgets(
+    preset: str, device_type: str, seed: int, steps: int, resolution: int
+) -> NeusFitConfig:
+    """The preset with every widget that is not 0 put over it."""
+    changes = {"steps": steps or None, "resolution": resolution or None}
+    return neus_preset(preset, device_type).with_changes(seed=seed, **changes)
+
+
+def summary(report: dict[str, Any]) -> str:
+    """The figures of a fit in one line."""
+    early = "" if report["stopped"] == "all steps" else f", stopped: {report['stopped']}"
+    return (
+        f"{report['steps']} steps, {report['psnr_train']:.2f} dB, {report['seconds']:.1f} s{early}"
+    )
+
+
+def memory_estimate(views: Views, config: NeusFitConfig) -> int:
+    """Bytes of device memory to make room for: all views, and the samples of one step."""
+    pictures = views.masks.numel() * BYTES_PER_PIXEL
+    return pictures + config.rays * config.samples * BYTES_PER_SAMPLE
+
+
+class V3DExtractMesh(io.ComfyNode):
+    """Marching cubes over a fitted field."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="V3DExtractMesh",
+            display_name="V3D Extract Mesh",
+            category="3d/V3D",
+            description="Takes a closed, coloured mesh out of a fitted surface, at any resolution "
+            "and without fitting again.",
+            search_aliases=["sdf to mesh", "marching cubes", "isosurface", "neus mesh", "surface"],
+            inputs=[
+                V3DSDF.Input("sdf", tooltip="From V3D Fit NeuS or V3D Load SDF."),
+                io.Int.Input(
+                    "resolution",
+                    default=RESOLUTION,
+                    min=16,
+                    max=1024,
+                    step=16,
+                    tooltip="Voxels along the object's longest side. More shows finer detail, up "
+                    "to what was fitted; time, memory and file grow with the square.",
+                ),
+                io.Float.Input(
+                    "min_part",
+                    default=DEFAULTS.min_component_share,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    advanced=True,
+                    tooltip="Separate parts below this share of the largest part's area are "
+                    "dropped. 0 keeps every speck, 1 keeps the largest part only.",
+                ),
+                io.Boolean.Input(
+                    "colours",
+                    default=DEFAULTS.vertex_colours,
+                    advanced=True,
+                    tooltip="Vertex colours from the fitted field. Off: shape alone, a smaller "
+                    "file.",
+                ),
+            ],
+            outputs=[io.Mesh.Output("mesh", tooltip="For Save 3D Model (GLB), V3D Export Mesh...")],
+        )
+
+    @classmethod
+    @named_errors
+    def execute(cls, sdf, resolution, min_part, colours) -> io.NodeOutput:
+        config = ExtractConfig(min_component_share=min_part, vertex_colours=colours)
+        with fitting(EXTRACT_BYTES) as device:
+            field = sdf if sdf.device == device else copy.deepcopy(sdf).to(device)
+            mesh = extract_mesh(field, resolution, config=config, progress=NodeProgress())
+        tell("V3D Extract Mesh", f"{len(mesh.vertices):,} vertices, {len(mesh.faces):,} faces")
+        return io.NodeOutput(mesh_to_host(mesh))
+
+
+class V3DSaveSDF(io.ComfyNode):
+    """A fitted field as a file."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="V3DSaveSDF",
+            display_name="V3D Save SDF",
+            category="3d/V3D",
+            description="Saves a fitted surface in the output folder as .safetensors, so that "
+            "meshes can be taken out of it later without fitting again.",
+            search_aliases=["save neus", "save field", "export sdf", "safetensors"],
+            is_output_node=True,
+            inputs=[
+                V3DSDF.Input("sdf", tooltip="From V3D Fit NeuS."),
+                io.String.Input(
+                    "filename_prefix",
+                    default="v3d/field",
+                    tooltip="Name below ComfyUI's output folder, without number and suffix; may "
+                    "hold folders and %date% marks.",
+                ),
+            ],
+            outputs=[io.String.Output("file", tooltip="The file as V3D Load SDF lists it.")],
+        )
+
+    @classmethod
+    @named_errors
+    def execute(cls, sdf, filename_prefix) -> io.NodeOutput:
+        path, subfolder = output_path(filename_prefix, ".safetensors")
+        save_field(path, sdf)
+        name = (Path(subfolder) / path.name).as_posix() + IN_OUTPUT
+        tell("V3D Save SDF", f"saved {name}")
+        return io.NodeOutput(name, ui={"text": (name,)})
+
+
+class V3DLoadSDF(io.ComfyNode):
+    """A fitted field from a file."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="V3DLoadSDF",
+            display_name="V3D Load SDF",
+            category="3d/V3D",
+            description="Loads a surface that V3D Save SDF or the command v3d fit-neus saved.",
+            search_aliases=["load neus", "load field", "import sdf", "safetensors"],
+            inputs=[
+                io.Combo.Input(
+                    "file",
+                    options=field_files(),
+                    tooltip=".safetensors files below input, and below output, marked [output]. "
+                    "Press R after adding one.",
+                ),
+            ],
+            outputs=[V3DSDF.Output("sdf", tooltip="For V3D Extract Mesh.")],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, file) -> str:
+        return file_state(field_file(file))
+
+    @classmethod
+    @named_errors
+    def execute(cls, file) -> io.NodeOutput:
+        with torch.inference_mode(False):  # the field outlives the prompt
+            return io.NodeOutput(load_field(field_file(file)))
