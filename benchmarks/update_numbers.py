@@ -16,6 +16,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import neus_kernels
 import rasterizers
 import record
 import splats
@@ -23,7 +24,11 @@ import splats
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENT = ROOT / "docs" / "numbers.md"
 RESULTS = ROOT / "docs" / "numbers"
-TABLES = {"rasterizers": rasterizers.markdown, "splats": splats.markdown}
+TABLES = {
+    "neus_kernels": neus_kernels.markdown,
+    "rasterizers": rasterizers.markdown,
+    "splats": splats.markdown,
+}
 BLOCK = re.compile(
     r"(?P<begin><!-- numbers: (?P<name>[\w-]+\.json) -->\n).*?(?P<end><!-- end of (?P=name) -->)",
     re.S,
