@@ -130,3 +130,29 @@ def test_bumpy_ball_is_the_same_every_time_and_covers_its_silhouette(numbers):
     alpha = rasterize_oracle(means, quats, scales, opacities, colours[None], cameras)[..., 3]
     assert 0.2 < float((alpha > 0.5).float().mean()) < 0.6
     assert float((alpha[:, 24:40, 24:40]).min()) > 0.95
+
+
+def test_table_of_the_neus_kernels_sets_times_against_floors(numbers):
+    kernels = numbers.neus_kernels
+    floor = {kind: least._asdict() for kind, least in kernels.floors("hash grid", 1000).items()}
+    engines = {"warp": {f"{kind}_ms": 2.0 for kind in floor}}
+    rates = {"bytes_per_s": 1e9, "flops_per_s": 1e15}
+    case = {"task": "hash grid", "samples": 1000, "floor": floor, "engines": engines}
+    table = kernels.markdown({"results": {"rates": rates, "cases": [case]}})
+    features = floor["features"]["bytes"]
+    assert features == 1000 * 4 * (3 + 24) + 8 * kernels.GRID.entries
+    line = next(line for line in table.splitlines() if "| features |" in line)
+    assert f"| {features / 1e6:.4f} |" in line and f"| {2.0 / (features / 1e6):.1f} |" in line
+    assert "Copy 1 GB/s" in table
+
+
+def test_points_of_the_kernels_lie_ray_by_ray_in_a_thin_shell(numbers):
+    import torch
+
+    points = numbers.neus_kernels.ray_points(1000, torch.device("cpu"))
+    assert points.shape == (1000, 3)
+    assert torch.equal(points, numbers.neus_kernels.ray_points(1000, torch.device("cpu")))
+    radii = (points - 0.5).norm(dim=-1)
+    assert 0.26 < float(radii.min()) and float(radii.max()) < 0.34
+    steps = points.diff(dim=0).norm(dim=-1)
+    assert float((steps < 0.0015).float().mean()) > 0.97

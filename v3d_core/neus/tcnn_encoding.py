@@ -49,6 +49,7 @@ def encode_tinycudann(
 
 
 @cache
+@torch.inference_mode(False)  # kept for later fits, whose backward pass needs the rows
 def _module(grid: HashGrid, device: torch.device) -> tuple[torch.nn.Module, Tensor, float]:
     """The encoding, which of our rows each of its entries is, and up to where it is defined."""
     config = {
