@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..v3d_core.cameras import Orbit, flip_camera_yz, flip_splat_frame
 from ..v3d_core.images import linear_to_srgb, srgb_to_linear
-from ..v3d_core.normals import decode_normals
+from ..v3d_core.normals import normals_of_views
 from ..v3d_core.structures import Cameras, GaussianSplats, Mesh, Views
 
 CPU = torch.device("cpu")
@@ -45,14 +45,7 @@ def mask_to_plain(mask: Tensor) -> Tensor:  # [V, H, W]
 
 def normals_from_image(image: Tensor, masks: Tensor, convention: str = "opengl") -> Tensor:
     """OpenCV normals [V, H, W, 3] of a normal map, zero outside the object."""
-    encoded = pictures_from_image(image)[..., :3]
-    if encoded.shape[:3] != masks.shape:
-        raise ValueError(
-            f"normals are {_size(encoded)} but the images are {_size(masks)}; "
-            "render or resize them to the same frames"
-        )
-    normals = decode_normals(encoded, convention)
-    return torch.where(masks[..., None].to(CPU) > 0.5, normals, 0.0)
+    return normals_of_views(pictures_from_image(image)[..., :3], masks.to(CPU), convention)
 
 
 def image_from_views(views: Views) -> Tensor:  # [V, H, W, 3]
@@ -78,10 +71,6 @@ def to_host(tensor: Tensor) -> Tensor:
     return tensor.detach().to(
         model_management.intermediate_device(), model_management.intermediate_dtype()
     )
-
-
-def _size(pictures: Tensor) -> str:
-    return f"{pictures.shape[0]} frames of {pictures.shape[2]}x{pictures.shape[1]}"
 
 
 # --- splats -------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import torch
 from comfy_api.v0_0_2 import io
 
 from ..v3d_core.neus.config import NEUS_PRESETS, NeusFitConfig, neus_preset
-from ..v3d_core.neus.extract import ExtractConfig, extract_mesh
+from ..v3d_core.neus.extract import DEFAULT_RESOLUTION, ExtractConfig, extract_mesh
 from ..v3d_core.neus.fit import fit_neus
 from ..v3d_core.neus.store import load_field, save_field
 from ..v3d_core.normals import NORMALS_CONVENTIONS
@@ -26,7 +26,6 @@ from .sockets import V3DSDF, V3DViews
 
 FRAMES = {"auto": "auto", "agree": "off", "disagree": "on"}  # widget -> align
 DEFAULTS = ExtractConfig()
-RESOLUTION = 256  # voxels; the default of extract_mesh
 BYTES_PER_SAMPLE = 4096  # of a ray: features, hidden units and their gradients
 BYTES_PER_PIXEL = 32  # picture, mask, normals and what is drawn from them
 EXTRACT_BYTES = 1 << 30  # a batch of points in the field's network
@@ -192,7 +191,7 @@ class V3DExtractMesh(io.ComfyNode):
                 V3DSDF.Input("sdf", tooltip="From V3D Fit NeuS or V3D Load SDF."),
                 io.Int.Input(
                     "resolution",
-                    default=RESOLUTION,
+                    default=DEFAULT_RESOLUTION,
                     min=16,
                     max=1024,
                     step=16,

@@ -11,7 +11,7 @@ __version__ = "0.1.0"
 _CONTENTS = {
     # values that travel between stages
     "structures": ("Cameras", "GaussianSplats", "Mesh", "Views"),
-    "progress": ("Progress", "silent"),
+    "progress": ("Progress", "never", "silent"),
     # cameras and pictures
     "cameras": (
         "ORBIT_PRESETS",
@@ -27,6 +27,7 @@ _CONTENTS = {
     "images": ("composite", "contact_sheet", "resize_views"),
     "keying": ("key_uniform_background",),
     "metrics": ("psnr", "score_pictures", "score_views"),
+    "normals": ("decode_normals",),
     "visual_hull": ("VisualHull", "carve_visual_hull"),
     # stage: one picture to the frames of an orbit
     "prepare": ("PrepareConfig", "PreparedPicture", "prepare_picture"),
@@ -39,8 +40,15 @@ _CONTENTS = {
     "diffusion.orbit": ("OrbitConfig", "SampledOrbit", "sample_orbit"),
     # stage: views to splats, splats to pictures
     "splats.config": ("SPLAT_PRESETS", "SplatFitConfig", "splat_preset"),
+    "splats.consensus": ("align_frames",),
     "splats.fit": ("SplatFit", "fit_splats"),
     "splats.raster": ("Rendered", "render_splats"),
+    # stage: views to a surface, the surface to meshes
+    "neus.config": ("NEUS_PRESETS", "NeusFitConfig", "neus_preset"),
+    "neus.extract": ("ExtractConfig", "extract_mesh"),
+    "neus.field": ("SDFField",),
+    "neus.fit": ("NeusFit", "fit_neus"),
+    "neus.store": ("load_field", "save_field"),
     # stage: splats to mesh
     "mesh.config": ("SplatMeshConfig",),
     "mesh.from_splats": ("mesh_from_splats",),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import logging
 import sys
 import time
@@ -11,8 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from . import __version__
-from .cameras import ORBIT_PRESETS, V3D_ORBIT, Orbit
+from .cameras import Orbit
 from .cli_generate import add_convert_command, add_orbit_options, add_sample_command, sample_one
+from .cli_input import add_hold_out, add_input_options, chosen_orbit, held_out, load
+from .cli_neus import add_neus_commands, chosen_neus
 from .cli_shared import (
     EXIT_BAD_INPUT,
     EXIT_CANCELLED,
@@ -24,15 +25,13 @@ from .cli_shared import (
 )
 from .formats.mesh_files import read_mesh, write_mesh
 from .formats.ply import write_splat_ply
-from .formats.views import LoadedViews, has_split, load_views
+from .formats.views import has_split
 from .generate import BAD_INPUT
-from .holdout import hold_out_every
 from .mesh.config import SplatMeshConfig
 from .reconstruct import prepare_output, reconstruct
 from .report import Stopwatch, write_report
 from .splats.config import ALIGN_CHOICES, SPLAT_PRESETS, SplatFitConfig, splat_preset
 from .splats.fit import fit_splats
-from .structures import Views
 
 DEMO_ORBIT = Path(__file__).parent / "data" / "demo_orbit"
 
@@ -74,20 +73,21 @@ def build_parser() -> argparse.ArgumentParser:
     full = commands.add_parser(
         "reconstruct", help="splat, mesh, turntable and scores of your views"
     )
-    _add_input_options(full)
+    add_input_options(full)
     full.add_argument("--out", type=Path, required=True, metavar="DIR")
     _add_fit_options(full, preset="normal")
-    _add_hold_out(full)
-    full.add_argument("--mesh", choices=("splat", "none"), default="splat", help="%(default)s")
+    add_hold_out(full)
+    _add_mesh(full)
     full.set_defaults(run=run_reconstruct)
 
     splat = commands.add_parser("fit-splat", help="the splat alone")
-    _add_input_options(splat)
+    add_input_options(splat)
     splat.add_argument("--out", type=Path, required=True, metavar="FILE.ply|DIR")
     _add_fit_options(splat, preset="normal")
-    _add_hold_out(splat)
+    add_hold_out(splat)
     splat.set_defaults(run=run_fit_splat)
 
+    add_neus_commands(commands)
     add_sample_command(commands)
 
     picture = commands.add_parser(
@@ -97,8 +97,8 @@ def build_parser() -> argparse.ArgumentParser:
     picture.add_argument("--out", type=Path, required=True, metavar="DIR")
     add_orbit_options(picture)
     _add_fit_options(picture, preset="normal")
-    _add_hold_out(picture)
-    picture.add_argument("--mesh", choices=("splat", "none"), default="splat", help="%(default)s")
+    add_hold_out(picture)
+    _add_mesh(picture)
     picture.set_defaults(run=run_image_to_3d)
 
     add_convert_command(commands)
@@ -111,36 +111,6 @@ def build_parser() -> argparse.ArgumentParser:
     for command in commands.choices.values():
         command.add_argument("--debug", action="store_true", help="log, and show tracebacks")
     return parser
-
-
-def _add_input_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "input", type=Path, help="folder of frames, a video, or a transforms.json data set"
-    )
-    parser.add_argument(
-        "--masks", type=Path, metavar="DIR", help="one mask per frame, white = object"
-    )
-    parser.add_argument(
-        "--frames", type=int, metavar="N", help="take N frames, spread evenly; default: all"
-    )
-    orbit = parser.add_argument_group("cameras, where INPUT has no transforms.json")
-    orbit.add_argument(
-        "--orbit", choices=(*ORBIT_PRESETS, "custom"), default="v3d", help="%(default)s"
-    )
-    orbit.add_argument(
-        "--num-views", type=int, help="of one turn; default: --frames, else the preset's"
-    )
-    orbit.add_argument(
-        "--elevation", type=float, metavar="DEG", help="above the object is positive"
-    )
-    orbit.add_argument("--azimuth-start", type=float, metavar="DEG", help="of the first frame")
-    orbit.add_argument("--radius", type=float, help=f"scene units; V3D: {V3D_ORBIT.radius:g}")
-    orbit.add_argument(
-        "--fov", type=float, metavar="DEG", help=f"vertical; V3D: {V3D_ORBIT.fov_y_deg:g}"
-    )
-    orbit.add_argument(
-        "--clockwise", action="store_true", help="frames go clockwise seen from above"
-    )
 
 
 def _add_fit_options(parser: argparse.ArgumentParser, preset: str) -> None:
@@ -160,13 +130,13 @@ def _add_fit_options(parser: argparse.ArgumentParser, preset: str) -> None:
     add_seed_and_device(fit)
 
 
-def _add_hold_out(parser: argparse.ArgumentParser) -> None:
+def _add_mesh(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--hold-out",
-        type=int,
-        default=0,
-        metavar="N",
-        help="score every Nth view instead of fitting it, where INPUT has no test views",
+        "--mesh",
+        choices=("splat", "neus", "none"),
+        default="splat",
+        help="splat: from its depth, in seconds; neus: a surface fitted to the views, smoother and "
+        "more exact, in minutes on a CPU; default: %(default)s",
     )
 
 
@@ -209,6 +179,7 @@ def _reconstruct(options: argparse.Namespace, orbit: Orbit | None) -> None:
         options.out,
         config,
         SplatMeshConfig() if options.mesh == "splat" else None,
+        neus_config=chosen_neus(options) if options.mesh == "neus" else None,
         test_views=test_views,
         warnings=tuple(loaded.warnings),
         stage_progress=progress_bar,
@@ -248,22 +219,6 @@ def run_export(options: argparse.Namespace) -> None:
     print(f"{options.out}: {len(mesh.vertices):,} vertices, {len(mesh.faces):,} faces")
 
 
-def load(options: argparse.Namespace, orbit: Orbit | None, split: str) -> LoadedViews:
-    """Views of one split; what the loader has to say is printed."""
-    masks, frames = (options.masks, options.frames) if split == "train" else (None, None)
-    loaded = load_views(options.input, orbit=orbit, masks=masks, split=split, frames=frames)
-    for warning in loaded.warnings:
-        print(f"note: {warning}", file=sys.stderr)
-    return loaded
-
-
-def held_out(options: argparse.Namespace, views: Views) -> tuple[Views, Views | None]:
-    """The views to fit, and those that --hold-out sets aside."""
-    if options.hold_out and has_split(options.input, "test"):
-        raise ValueError(f"{options.input} has test views of its own; leave out --hold-out")
-    return hold_out_every(views, options.hold_out)
-
-
 def chosen_fit(options: argparse.Namespace) -> SplatFitConfig:
     """The preset with the options that were given."""
     preset = splat_preset(options.preset, chosen_device(options.device).type)
@@ -274,22 +229,6 @@ def chosen_fit(options: argparse.Namespace) -> SplatFitConfig:
         seconds=options.seconds,
         align=options.align,
     )
-
-
-def chosen_orbit(options: argparse.Namespace) -> Orbit:
-    """The orbit preset with the options that were given."""
-    orbit = ORBIT_PRESETS.get(options.orbit, V3D_ORBIT)
-    given = {
-        "num_views": options.frames if options.num_views is None else options.num_views,
-        "elevation_deg": options.elevation,
-        "azimuth_start_deg": options.azimuth_start,
-        "radius": options.radius,
-        "fov_y_deg": options.fov,
-    }
-    orbit = dataclasses.replace(orbit, **{k: v for k, v in given.items() if v is not None})
-    if options.clockwise:
-        orbit = dataclasses.replace(orbit, azimuth_step_deg=-360.0 / orbit.num_views)
-    return orbit
 
 
 def print_report(report: dict, folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 # Axes a normal map may be encoded in, as signs that lead to OpenCV's (x right, y down, z away from
@@ -35,6 +36,24 @@ def decode_normals(encoded: Tensor, convention: str = "opengl") -> Tensor:
     normals = (encoded * 2 - 1) * signs
     length = normals.norm(dim=-1, keepdim=True)
     return (normals / length.clamp_min(SHORTEST_NORMAL)).where(length > SHORTEST_NORMAL, 0.0)
+
+
+def normals_of_views(
+    encoded: Tensor,  # [V, H, W, 3]
+    masks: Tensor,  # [V, H, W]
+    convention: str = "opengl",
+) -> Tensor:  # [V, H, W, 3]
+    """`decode_normals` for the pictures of views: zero outside the object, sizes checked."""
+    if encoded.shape[:3] != masks.shape:
+        raise ValueError(
+            f"normals are {_size(encoded)} but the images are {_size(masks)}; "
+            "render or resize them to the same frames"
+        )
+    return torch.where(masks[..., None] > 0.5, decode_normals(encoded, convention), 0.0)
+
+
+def _size(pictures: Tensor) -> str:
+    return f"{pictures.shape[0]} frames of {pictures.shape[2]}x{pictures.shape[1]}"
 
 
 def encode_normals(normals: Tensor, convention: str = "opengl") -> Tensor:

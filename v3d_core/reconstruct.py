@@ -26,6 +26,10 @@ from .images import composite, contact_sheet, from_uint8, resize_views, to_uint8
 from .mesh.config import SplatMeshConfig
 from .mesh.from_splats import mesh_from_splats
 from .metrics import score_views
+from .neus.config import NeusFitConfig
+from .neus.extract import extract_mesh
+from .neus.fit import fit_neus
+from .neus.store import save_field
 from .progress import Progress, silent
 from .report import Stopwatch, environment, memory
 from .splats.config import SplatFitConfig
@@ -36,6 +40,8 @@ from .visual_hull import seen_volume
 
 StageProgress = Callable[[str], AbstractContextManager[Progress]]  # opens a bar for a named stage
 
+MESH_NAMES = ("mesh.glb", "mesh.ply")
+FIELD_NAME = "field.safetensors"  # with a NeuS mesh
 OUTPUT_NAMES = ("splat.ply", "mesh.glb", "mesh.ply", "turntable.mp4", "contact_sheet.png")
 
 
@@ -76,6 +82,7 @@ def reconstruct(
     fit_config: SplatFitConfig,
     mesh_config: SplatMeshConfig | None,
     *,
+    neus_config: NeusFitConfig | None = None,
     test_views: Views | None = None,
     pictures: PictureConfig = PictureConfig(),
     warnings: tuple[str, ...] = (),
@@ -86,10 +93,11 @@ def reconstruct(
 
     Args:
         views: Views to fit, on the device that shall do the work.
-        out: Folder for the files of `OUTPUT_NAMES`, report.json and test/; files of these names
-            are replaced, others stay.
+        out: Folder for the files of `OUTPUT_NAMES`, `FIELD_NAME` where a surface is fitted,
+            report.json and test/; files of these names are replaced, others stay.
         fit_config: How to fit the splat.
-        mesh_config: How to mesh it, or None for no mesh.
+        mesh_config: How to mesh it, or None for no mesh of the splat.
+        neus_config: How to fit a surface for the mesh instead, starting from the splat, or None.
         test_views: Held-out views to render into `out/test` and to score, or None.
         pictures: Sizes of the turntable and the contact sheet.
         warnings: What the loader had to say; goes into the report.
@@ -109,8 +117,15 @@ def reconstruct(
     splats = fit.splats
     write_splat_ply(out / "splat.ply", splats)
 
-    mesh = None
-    if mesh_config is not None:
+    mesh = surface = None
+    if neus_config is not None:
+        with stopwatch.stage("neus"), stage_progress("fit NeuS") as progress:
+            # aligned where they disagreed
+            surface = fit_neus(fit.views, neus_config, splats=splats, progress=progress)
+        save_field(out / FIELD_NAME, surface.field)
+        with stopwatch.stage("mesh"), stage_progress("mesh") as progress:
+            mesh = extract_mesh(surface.field, progress=progress)
+    elif mesh_config is not None:
         with stopwatch.stage("mesh"), stage_progress("mesh") as progress:
             mesh = mesh_from_splats(
                 splats,
@@ -120,8 +135,9 @@ def reconstruct(
                 views=fit.views,  # aligned where they disagreed
                 progress=progress,
             )
-            for name in ("mesh.glb", "mesh.ply"):
-                write_mesh(out / name, mesh)
+    if mesh is not None:
+        for name in MESH_NAMES:
+            write_mesh(out / name, mesh)
 
     with stopwatch.stage("turntable"), stage_progress("turntable") as progress:
         write_turntable(out / "turntable.mp4", splats, views.cameras, pictures, progress)
@@ -135,12 +151,14 @@ def reconstruct(
         sheet = compare_on_sheet(splats, views, test_views, pictures)
         write_png(out / "contact_sheet.png", sheet)
 
-    kept = [] if mesh is not None else ["mesh.glb", "mesh.ply"]
+    kept = [] if mesh is not None else [*MESH_NAMES]
+    kept += [] if surface is not None else [FIELD_NAME]
     notes += [f"{out / name} is of an earlier run" for name in kept if (out / name).exists()]
     report = {
         **environment(device),
         "fit_settings": dataclasses.asdict(fit_config),
         "mesh_settings": None if mesh_config is None else dataclasses.asdict(mesh_config),
+        "neus_settings": None if neus_config is None else dataclasses.asdict(neus_config),
         "views": {
             "count": len(views),
             "width": views.cameras.width,
@@ -149,13 +167,14 @@ def reconstruct(
         "engine": fit.report["engine"],
         "splats": len(splats),
         "fit": fit.report,
+        "neus": None if surface is None else surface.report,
         "mesh": None
         if mesh is None
         else {"vertices": len(mesh.vertices), "faces": len(mesh.faces)},
         "scores": scores,
         "seconds": stopwatch.rounded(),
         "peak_memory": memory(device),
-        "files": [name for name in OUTPUT_NAMES if (out / name).exists() and name not in kept],
+        "files": [n for n in (*OUTPUT_NAMES, FIELD_NAME) if (out / n).exists() and n not in kept],
         "warnings": notes,
     }
     return report

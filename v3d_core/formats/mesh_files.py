@@ -33,15 +33,13 @@ def write_mesh(path: str | os.PathLike[str], mesh: Mesh, unlit: bool | None = No
             colours, since those fitted from pictures contain the light already.
     """
     path = Path(path)
-    write = _WRITERS.get(path.suffix.lower())
-    if write is None:
-        raise ValueError(_unknown_suffix(path))
+    require_mesh_suffix(path)
     if not len(mesh.faces):
         raise ValueError(f"{path}: the mesh has {len(mesh.vertices)} vertices and no faces")
     mesh = _prepared(mesh)
     if unlit is None:
         unlit = mesh.texture is not None or mesh.vertex_colours is not None
-    write(path, mesh, unlit)
+    _WRITERS[path.suffix.lower()](path, mesh, unlit)
 
 
 def read_mesh(path: str | os.PathLike[str]) -> Mesh:
@@ -52,8 +50,7 @@ def read_mesh(path: str | os.PathLike[str]) -> Mesh:
         vertex colours, uvs and a texture.
     """
     path = Path(path)
-    if path.suffix.lower() not in _WRITERS:
-        raise ValueError(_unknown_suffix(path))
+    require_mesh_suffix(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
     try:
@@ -184,9 +181,12 @@ _WRITERS: dict[str, Callable[[Path, Mesh, bool], None]] = {
 MESH_SUFFIXES = tuple(_WRITERS)
 
 
-def _unknown_suffix(path: Path) -> str:
-    known = ", ".join(MESH_SUFFIXES)
-    return f"{path}: unknown mesh format {path.suffix or 'without suffix'!r}; known are {known}"
+def require_mesh_suffix(path: Path) -> None:
+    """Raise ValueError unless the suffix is one of `MESH_SUFFIXES`."""
+    if path.suffix.lower() not in _WRITERS:
+        known = ", ".join(MESH_SUFFIXES)
+        suffix = path.suffix or "without suffix"
+        raise ValueError(f"{path}: unknown mesh format {suffix!r}; known are {known}")
 
 
 def _sample_texture(mesh: Mesh) -> Tensor:  # [N, 3]

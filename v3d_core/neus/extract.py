@@ -23,6 +23,7 @@ from ..progress import Progress, silent
 from ..structures import Mesh
 from .extract_blocks import Distances, Lattice, SparseDistances, Tick, batch_size, march, refine
 
+DEFAULT_RESOLUTION = 256  # voxels along the longest side
 COARSE_CELLS = 128  # along the cube, to find the box around the surface
 COARSE_TOP = 4  # of these, along the side of the cubes that finding it starts from
 LARGEST_STEP = 0.5  # voxels; a vertex is farther from the surface only where the field is broken
@@ -78,7 +79,7 @@ class ExtractConfig:
 
 def extract_mesh(
     field: Field,
-    resolution: int = 256,
+    resolution: int = DEFAULT_RESOLUTION,
     *,
     config: ExtractConfig = ExtractConfig(),
     progress: Progress = silent,
@@ -101,8 +102,7 @@ def extract_mesh(
     Raises:
         ValueError: The resolution is out of range, or the field has no surface.
     """
-    if not 16 <= resolution <= 2048:
-        raise ValueError(f"resolution must lie in 16 to 2048 voxels, got {resolution}")
+    require_resolution(resolution)
     bar = _Bar(progress)
     distances = _within_cube(field)
     low, high = surface_box(field, bar.stage("search", "Looking for the surface"))
@@ -117,6 +117,12 @@ def extract_mesh(
     mesh = _finish(mesh, field, lattice.voxel, config, bar.stage("vertices", "Vertices"))
     bar.done(f"Mesh of {len(mesh.faces):,} faces")
     return mesh
+
+
+def require_resolution(resolution: int) -> None:
+    """Raise ValueError unless a mesh can be extracted at that many voxels."""
+    if not 16 <= resolution <= 2048:
+        raise ValueError(f"resolution must lie in 16 to 2048 voxels, got {resolution}")
 
 
 def surface_box(field: Field, tick: Tick = lambda share: None) -> tuple[Tensor, Tensor]:

@@ -150,14 +150,6 @@ def test_the_line_under_the_node_has_steps_quality_time_and_why_it_ended():
     assert summary(report | {"stopped": "finish now"}).endswith(", stopped: finish now")
 
 
-def test_default_resolution_is_the_librarys():
-    import inspect
-
-    neus = pack("nodes.neus")
-    default = inspect.signature(neus.extract_mesh).parameters["resolution"].default
-    assert default == neus.RESOLUTION
-
-
 def test_a_saved_field_is_listed_and_loads_the_same(fitted, host_folders):
     neus, sdf = pack("nodes.neus"), fitted[0]
     result = neus.V3DSaveSDF.execute(sdf=sdf, filename_prefix="v3d/robot")
@@ -229,5 +221,5 @@ def test_the_help_page_has_the_presets_own_numbers():
 def test_the_help_page_of_the_extraction_has_its_defaults():
     page = (REPOSITORY / "web" / "docs" / "V3DExtractMesh.md").read_text(encoding="utf-8")
     neus = pack("nodes.neus")
-    assert f"16 to 1024, default {neus.RESOLUTION}" in page
+    assert f"16 to 1024, default {neus.DEFAULT_RESOLUTION}" in page
     assert f"default {neus.DEFAULTS.min_component_share:g} |" in page
