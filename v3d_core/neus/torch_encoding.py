@@ -32,7 +32,9 @@ def encode_torch(
         place = points * grid.scales[level] + 0.5
         cell = place.floor()
         share = torch.where(corners.bool(), (place - cell)[:, None], 1 - (place - cell)[:, None])
-        entries = table[_rows(cell.long()[:, None] + corners, grid, level)]  # [N, 8, 2]
+        rows = _rows(cell.long()[:, None] + corners, grid, level)
+        # the gradient of index_select is a plain sum, that of table[rows] sorts the rows first
+        entries = table.index_select(0, rows.flatten()).view(len(points), 8, 2)
         features.append((share.prod(-1)[..., None] * entries).sum(1))
         if jacobian:
             sign = (2 * corners - 1).to(table.dtype)
