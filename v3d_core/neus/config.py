@@ -20,6 +20,7 @@ class NeusFitConfig:
     seed: int = 0  # order of the pixels, places of the samples, start of the networks
     # start
     start: str = "hull"  # hull: signed distance of the visual hull; sphere: as V3D
+    mask_misses: int = 0  # masks that may be wrong about a point; 1 for frames that disagreed
     start_resolution: int = 96  # cells along the cube for that distance and for finding surfaces
     band: float = 0.075  # distance outside the start within which surfaces are looked for
     sphere_radius: float = 0.5  # of the start "sphere"

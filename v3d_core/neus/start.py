@@ -55,16 +55,14 @@ def start_shape(
     config: NeusFitConfig,
     *,
     splats: GaussianSplats | None = None,
-    tolerated_misses: int = 0,
     progress: Progress = silent,
 ) -> Start:
     """The shape a fit of `views` begins with.
 
     Args:
         views: Posed masks.
-        config: Its `start`, `start_resolution` and `sphere_radius` count.
+        config: Its `start`, `start_resolution`, `sphere_radius` and `mask_misses` count.
         splats: A splat of these views whose surface the fit shall begin with, or None.
-        tolerated_misses: Silhouettes that may be wrong about a voxel; for masks that disagree.
         progress: Told several times.
 
     Raises:
@@ -75,7 +73,7 @@ def start_shape(
         distance = sphere_distance(config.start_resolution, config.sphere_radius)
         return Start(centre, half_size, start_from_distance(distance.to(views.device)))
     inner = max(8, config.start_resolution - 2 * MARGIN_CELLS)
-    hull = tight_visual_hull(views, inner, tolerated_misses=tolerated_misses, progress=progress)
+    hull = tight_visual_hull(views, inner, tolerated_misses=config.mask_misses, progress=progress)
     hull = trim_unseen(hull, views, MEMBRANE_LEVEL)
     if splats is not None:
         hull = carve_in_front_of(splats, hull, views.cameras)
