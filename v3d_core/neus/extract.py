@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..fit_threads import cores_for_warp
 from ..mesh_manifold import split_shared_edges
 from ..mesh_repair import (
     FACES_PER_BATCH,
@@ -104,17 +105,17 @@ def extract_mesh(
     """
     require_resolution(resolution)
     bar = _Bar(progress)
-    distances = _within_cube(field)
-    low, high = surface_box(field, bar.stage("search", "Looking for the surface"))
-    lattice = Lattice.around(low, high, resolution)
-    text = f"Distances at {resolution} voxels"
-    samples = SparseDistances(distances, lattice, bar.stage("distances", text))
-    vertices, faces = march(samples, bar.stage("cubes", "Marching cubes"))
-    del samples
-    mesh = _clean(Mesh(vertices, faces), config, bar.stage("clean", "Cleaning the surface"))
-    if not len(mesh.faces):
-        raise ValueError(_no_surface(field))
-    mesh = _finish(mesh, field, lattice.voxel, config, bar.stage("vertices", "Vertices"))
+    with cores_for_warp(field.device):
+        low, high = surface_box(field, bar.stage("search", "Looking for the surface"))
+        lattice = Lattice.around(low, high, resolution)
+        text = f"Distances at {resolution} voxels"
+        samples = SparseDistances(_within_cube(field), lattice, bar.stage("distances", text))
+        vertices, faces = march(samples, bar.stage("cubes", "Marching cubes"))
+        del samples
+        mesh = _clean(Mesh(vertices, faces), config, bar.stage("clean", "Cleaning the surface"))
+        if not len(mesh.faces):
+            raise ValueError(_no_surface(field))
+        mesh = _finish(mesh, field, lattice.voxel, config, bar.stage("vertices", "Vertices"))
     bar.done(f"Mesh of {len(mesh.faces):,} faces")
     return mesh
 

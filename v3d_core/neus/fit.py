@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..cameras import resize_cameras
 from ..fit_stream import on_fit_stream
+from ..fit_threads import cores_for_warp
 from ..images import fit_within
 from ..progress import Progress, never, silent
 from ..structures import GaussianSplats, Views
@@ -77,7 +78,7 @@ def fit_neus(
             f"a surface needs at least 2 views to have depth, got {len(views)}; "
             "connect the whole orbit"
         )
-    with on_fit_stream(views.device):
+    with cores_for_warp(views.device), on_fit_stream(views.device):
         run = _Run(fit_within(views, config.resolution), config, splats, progress)
         run.optimise(finish)
     field = run.field.requires_grad_(False)

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from .. import backends
+from ..fit_threads import cores_for_warp
 from .projection import Pinholes, project_gaussians
 from .torch_raster import rasterize_torch, surface_depths_torch
 
@@ -165,20 +166,10 @@ def _load(name: str, device: torch.device) -> Engine:
 
 @contextmanager
 def cores_for_engine(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
-    """Scope of a fit: torch keeps to one thread where its idle ones would hinder Warp's.
-
-    torch's OpenMP threads spin for a while after each operation and take the cores from Warp's
-    threads; on a busy 2-core machine a fit took 186 s instead of 20 s. With OMP_WAIT_POLICY=PASSIVE,
-    which the command line sets, they sleep and help: 49 instead of 65 ms per step (measured).
-    """
-    before = torch.get_num_threads()
-    passive = os.environ.get("OMP_WAIT_POLICY", "").upper() == "PASSIVE"
-    if device.type == "cpu" and choose_engine(device, dtype).name == "warp" and not passive:
-        torch.set_num_threads(1)
-    try:
+    """Scope of a fit: torch keeps to one thread where its idle ones would hinder Warp's."""
+    on_cpu = device.type == "cpu"
+    with cores_for_warp(device, on_cpu and choose_engine(device, dtype).name == "warp"):
         yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def compare_with_oracle(
