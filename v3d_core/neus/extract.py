@@ -64,7 +64,7 @@ class Field(Protocol):
 class ExtractConfig:
     """How a surface is taken out of a field, besides its resolution."""
 
-    newton_steps: int = 2  # of the vertices onto the surface; each halves the error at least
+    newton_steps: int = 1  # of the vertices onto the surface: leaves a thousandth of a voxel
     min_component_share: float = 0.02  # parts below this share of the largest part's area go
     max_components: int | None = None  # keep at most so many parts; None: no limit
     vertex_colours: bool = True

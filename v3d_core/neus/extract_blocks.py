@@ -163,7 +163,7 @@ _LOWER = list(itertools.product((0, 1), repeat=3))  # a block and those whose fa
 
 def batch_size(device: torch.device) -> int:
     """Points evaluated at once: a fraction of a second, and some 100 MB in a field's network."""
-    return 1 << 16 if device.type == "cpu" else 1 << 19
+    return 1 << 15 if device.type == "cpu" else 1 << 19
 
 
 def refine(
