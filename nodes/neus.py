@@ -63,7 +63,7 @@ class V3DFitNeuS(io.ComfyNode):
                     options=list(NEUS_PRESETS),
                     default="normal",
                     tooltip="draft: a quick look. normal: good for most orbits. best: finer and "
-                    "several times slower. The help page has times.",
+                    "several times slower. The help page has their numbers.",
                 ),
                 io.Int.Input(
                     "seed",

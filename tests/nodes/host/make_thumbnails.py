@@ -1,4 +1,4 @@
-"""Writes workflows/*.jpg: runs three workflows in a running ComfyUI and pictures what they made.
+"""Writes workflows/*.jpg: runs four workflows in a running ComfyUI and pictures what they made.
 
     python tests/nodes/host/make_thumbnails.py http://127.0.0.1:8188 OUTPUT_FOLDER
 
@@ -106,9 +106,9 @@ def from_one_picture(result: Image.Image, strip: list[Image.Image]) -> Image.Ima
     return canvas
 
 
-def mesh_picture(server: str, output: Path) -> Image.Image:
-    """The .glb seen from the upper right, shaded by its normals."""
-    prompt, outputs = run(server, "frames_to_mesh")
+def mesh_picture(server: str, output: Path, workflow: str) -> Image.Image:
+    """A workflow's .glb seen from the upper right, shaded by its normals."""
+    prompt, outputs = run(server, workflow)
     number = next(n for n, entry in prompt.items() if entry["class_type"] == "SaveGLB")
     (shown,) = outputs[number]["3d"]
     scene = trimesh.load(output / shown["subfolder"] / shown["filename"], process=False)
@@ -151,10 +151,11 @@ def draw(points: np.ndarray, colours: np.ndarray, size: int) -> Image.Image:
 def main() -> None:
     """Write all thumbnails."""
     server, output = sys.argv[1].rstrip("/"), Path(sys.argv[2])
-    turntable, mesh = splat_pictures(server), mesh_picture(server, output)
+    turntable, mesh = splat_pictures(server), mesh_picture(server, output, "frames_to_mesh")
     thumbnails = {
         "frames_to_splat": turntable[2],
         "frames_to_mesh": mesh,
+        "frames_to_neus_mesh": mesh_picture(server, output, "frames_to_neus_mesh"),
         "splat_scores": scores_picture(server),
         "image_to_splat": from_one_picture(turntable[16], []),
         "image_to_mesh": from_one_picture(mesh, []),
