@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -22,6 +21,7 @@ from ..mesh_repair import (
     with_normals,
 )
 from ..progress import Progress, silent
+from ..rendering import RenderFn
 from ..structures import Cameras, GaussianSplats, Mesh, Views
 from .calibrate import surface_offset
 from .colours import colour_vertices
@@ -38,35 +38,6 @@ SPHERE_RINGS: tuple[tuple[float, int], ...] = (
 )
 SPHERE_FOV_DEG = 40.0
 SPHERE_MARGIN = 1.1  # free room around the object in those pictures
-
-
-class RenderedMaps(Protocol):
-    """What a splat renderer gives back."""
-
-    @property
-    def colours(self) -> Tensor:
-        """sRGB composited on the background. [V, H, W, 3]"""
-        ...
-
-    @property
-    def alphas(self) -> Tensor:
-        """Coverage in [0, 1]. [V, H, W]"""
-        ...
-
-    @property
-    def depths(self) -> Tensor:
-        """Depth along the optical axis, 0 where coverage is below one half. [V, H, W]"""
-        ...
-
-
-class RenderFn(Protocol):
-    """Renders splats; passed in, so that this stage knows no renderer."""
-
-    def __call__(
-        self, splats: GaussianSplats, cameras: Cameras, background: tuple[float, float, float]
-    ) -> RenderedMaps:
-        """Pictures of `splats` from all `cameras` on `background`."""
-        ...
 
 
 def mesh_from_splats(

@@ -1,0 +1,117 @@
+"""What a fitted splat can tell a NeuS fit: pictures from between the views, and normals.
+
+Pictures rendered between the training views as additional supervision are the densification of
+GaussianObject and others; normals of the splat's depth stand in for an estimator's.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..cameras import camera_rays
+from ..images import unpremultiply
+from ..rendering import RenderFn
+from ..structures import Cameras, GaussianSplats, Views
+from ..visual_hull import seen_volume
+
+STEEPEST = (
+    0.17  # cosine to the ray below which a normal of the depth map is not trusted: 80 degrees
+)
+SOLID = 0.9  # coverage of a pixel and its neighbours from which their depths make a normal
+
+
+BLACK = (0.0, 0.0, 0.0)
+
+
+@torch.no_grad()
+def views_of_splats(splats: GaussianSplats, cameras: Cameras, render: RenderFn) -> Views:
+    """Pictures, coverage and normals of a splat, as if they had been taken."""
+    seen = render(splats, cameras, BLACK)
+    normals = normals_from_depth(seen.depths, seen.alphas, cameras)
+    return Views(unpremultiply(seen.colours, seen.alphas), seen.alphas, cameras, normals=normals)
+
+
+def with_views_between(views: Views, splats: GaussianSplats, render: RenderFn) -> Views:
+    """The views, and after them the splat's pictures from half-way between each and the next.
+
+    Normals are kept where the views have some; the others then get those of the splat's depth.
+    """
+    between = views_of_splats(splats, cameras_between(views.cameras), render)
+    joined = {
+        "images": torch.cat([views.images, between.images]),
+        "masks": torch.cat([views.masks, between.masks]),
+        "names": (),
+        "cameras": dataclasses.replace(
+            views.cameras,
+            camera_to_world=torch.cat(
+                [views.cameras.camera_to_world, between.cameras.camera_to_world]
+            ),
+            K=torch.cat([views.cameras.K, between.cameras.K]),
+        ),
+        "normals": None,
+    }
+    if views.normals is not None and between.normals is not None:
+        joined["normals"] = torch.cat([views.normals, between.normals])
+    return dataclasses.replace(views, **joined)
+
+
+def with_normals_of_splats(views: Views, splats: GaussianSplats, render: RenderFn) -> Views:
+    """The views with the normals of the splat's depth, where they have none of their own."""
+    if views.normals is not None:
+        return views
+    seen = views_of_splats(splats, views.cameras, render)
+    solid = (views.masks > SOLID)[..., None]
+    assert seen.normals is not None
+    return dataclasses.replace(views, normals=seen.normals * solid)
+
+
+def cameras_between(cameras: Cameras) -> Cameras:
+    """Cameras half-way between each and the next of an orbit, looking at the same point.
+
+    The last one's next is the first. Distance and focal length are the means of the neighbours'.
+    """
+    centre, _ = seen_volume(cameras)
+    poses, following = (
+        cameras.camera_to_world,
+        cameras.camera_to_world.roll(-1, 0),
+    )
+    offset, next_offset = poses[:, :3, 3] - centre, following[:, :3, 3] - centre
+    distance = (offset.norm(dim=-1) + next_offset.norm(dim=-1)) / 2
+    direction = F.normalize(F.normalize(offset, dim=-1) + F.normalize(next_offset, dim=-1), dim=-1)
+    # mean of two rotations: the orthonormal matrix nearest to their sum (Moakher 2002)
+    u, _, vt = torch.linalg.svd(poses[:, :3, :3] + following[:, :3, :3])
+    middle = poses.clone()
+    middle[:, :3, :3] = u @ vt
+    middle[:, :3, 3] = centre + direction * distance[:, None]
+    return dataclasses.replace(
+        cameras, camera_to_world=middle, K=(cameras.K + cameras.K.roll(-1, 0)) / 2
+    )
+
+
+def normals_from_depth(
+    depths: Tensor,  # [V, H, W]
+    alphas: Tensor,  # [V, H, W]
+    cameras: Cameras,
+) -> Tensor:  # [V, H, W, 3]
+    """Unit normals in OpenCV camera axes of depth maps; zero at rims and where nothing is.
+
+    Args:
+        depths: Along the optical axis, world units. [V, H, W]
+        alphas: Coverage in [0, 1]. [V, H, W]
+        cameras: Those that saw the depths.
+    """
+    _, directions = camera_rays(cameras)
+    rotation = cameras.camera_to_world[:, None, None, :3, :3]
+    in_camera = (rotation * directions[..., :, None]).sum(-2)  # world to camera: R^T d
+    points = in_camera * depths[..., None]
+    across = points[:, 1:-1, 2:] - points[:, 1:-1, :-2]
+    down = points[:, 2:, 1:-1] - points[:, :-2, 1:-1]
+    normals = F.normalize(torch.linalg.cross(down, across), dim=-1)
+    ray = F.normalize(in_camera[:, 1:-1, 1:-1], dim=-1)
+    solid = -F.max_pool2d(-alphas[:, None], 3, stride=1)[:, 0] > SOLID
+    trusted = solid & ((normals * ray).sum(-1) < -STEEPEST)
+    return F.pad(normals * trusted[..., None], (0, 0, 1, 1, 1, 1))
