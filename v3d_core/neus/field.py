@@ -46,6 +46,7 @@ class SDFField(nn.Module):
         half_size: Half its side, world units.
         start: Signed distance of the start shape and its gradient at R cell centres a side,
             axes x, y, z; distance in units of half the side. [4, R, R, R]
+        level_weights: From 0 to 1, how far the features of each level have joined. [grid.width]
     """
 
     centre: Tensor
@@ -64,7 +65,18 @@ class SDFField(nn.Module):
         inv_s: float = 20.0,
         generator: torch.Generator | None = None,
     ) -> None:
-        """A field that is its start shape; `inv_s` is NeuS's sharpness, 1 / world unit."""
+        """A field that is its start shape, but for what `RESIDUAL_STD` adds.
+
+        Args:
+            centre: Of the cube, world units. [3]
+            half_size: Half its side, world units.
+            start: As the attribute; see `start_from_distance`. [4, R, R, R]
+            grid: Layout of the hash grid over the cube.
+            hidden: Units of the one hidden layer of either network.
+            view_direction: Whether colours change with the direction they are seen from.
+            inv_s: NeuS's sharpness at the start, 1 / world unit.
+            generator: On the CPU; draws the table and the networks.
+        """
         super().__init__()
         self.half_size, self.grid, self.hidden = float(half_size), grid, hidden
         self.view_direction = view_direction
@@ -113,27 +125,30 @@ class SDFField(nn.Module):
 
     @classmethod
     def from_settings(cls, settings: dict[str, Any], state: dict[str, Tensor]) -> SDFField:
-        """The field of `settings` and `state_dict`.
+        """The field of `settings()` and `state_dict()`, where the tensors live.
 
         Raises:
             ValueError: They do not belong together; the message names what differs.
         """
-        grid = HashGrid(
-            levels=settings["levels"],
-            base=settings["coarsest"],
-            finest=settings["finest"],
-            log2_entries=settings["log2_entries"],
-        )
-        field = cls(
-            state["centre"],
-            settings["half_size"],
-            state["start"],
-            grid,
-            hidden=settings["hidden"],
-            view_direction=settings["view_direction"],
-        )
         try:
+            grid = HashGrid(
+                levels=settings["levels"],
+                base=settings["coarsest"],
+                finest=settings["finest"],
+                log2_entries=settings["log2_entries"],
+            )
+            field = cls(
+                state["centre"],
+                settings["half_size"],
+                state["start"],
+                grid,
+                hidden=settings["hidden"],
+                view_direction=settings["view_direction"],
+                generator=torch.Generator(),  # overwritten, but torch's own stays as it was
+            ).to(state["centre"].device)
             field.load_state_dict(state)
+        except KeyError as error:
+            raise ValueError(f"the field has no {error}") from error
         except RuntimeError as error:
             raise ValueError(f"the field's tensors do not fit its settings: {error}") from error
         return field

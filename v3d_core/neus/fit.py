@@ -36,7 +36,7 @@ class NeusFit:
     Attributes:
         field: Signed distance and colour, world frame.
         report: Plain figures about the run, ready for JSON.
-        views: The views as they were fitted.
+        views: Those that were handed in, of their own size.
     """
 
     field: SDFField

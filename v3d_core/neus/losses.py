@@ -39,9 +39,11 @@ def normal_loss(
 ) -> Tensor:
     """1 - cosine between the surface's normal and a given one, as V3D weighs it.
 
-    Normals seen head-on count more, by exp |cosine with the ray|; those within 6 degrees of
-    sideways, and rays without a normal, not at all. V3D announces a "ranking loss" and computes
-    plain sums; here the worst share really is left out.
+    Normals seen head-on count more, by exp |cosine with the ray|; those that face away or lie
+    within 6 degrees of sideways, and rays without a normal, not at all. Differs from V3D, whose
+    weights add up to 1 with the rays that do not count, so that its loss shrinks with their number:
+    here they add up to 1 over those that count. V3D announces a "ranking loss" and computes plain
+    sums; here the worst share really is left out.
     """
     facing = (directions * priors).sum(-1)
     counts = facing < FACING
@@ -60,7 +62,7 @@ def sparsity_loss(sdf: Tensor) -> Tensor:  # [N], in units of half the cube
 
 
 def smoothness_loss(gradients: Tensor, beside: Tensor) -> Tensor:  # [N, 3] twice
-    """Mean change of the gradient over a small step; V3D's "3d normal smooth"."""
+    """Mean |change| of the gradient's components over a small step; V3D's "3d normal smooth"."""
     return (gradients - beside).abs().mean()
 
 
@@ -70,7 +72,7 @@ def curvature_loss(
     tangents: Tensor,  # [N, 3] unit, from the points to those beside
     distance: float,
 ) -> Tensor:
-    """Mean |curvature| along random tangents: how fast the normal turns, 1 / unit.
+    """Mean |curvature| along random tangents: how fast the normal turns, 1 / unit of `distance`.
 
     Rosu and Behnke 2023 (PermutoSDF, eq. 8) compare normals at a tangential step, as here.
     """

@@ -26,7 +26,7 @@ class Rays(NamedTuple):
         colours: sRGB, straight. [R, 3]
         masks: Coverage. [R]
         normals: World frame, zero where unknown; or None. [R, 3]
-        jitter: In [0, 1), where in its interval every sample lies. [R]
+        jitter: Of `place_samples`, in [0, 1). [R]
     """
 
     origins: Tensor
@@ -44,12 +44,14 @@ class PixelPool:
         """Pixels of `views` within `MARGIN` of a mask; order from a CPU generator."""
         cameras = views.cameras
         reach = math.ceil(MARGIN * max(cameras.width, cameras.height))
-        near = F.max_pool2d(views.masks[:, None], 2 * reach + 1, stride=1, padding=reach)[:, 0] > 0
+        side = 2 * reach + 1  # of the square, in two passes: six times as fast on the CPU
+        near = F.max_pool2d(views.masks, (side, 1), stride=1, padding=(reach, 0))
+        near = F.max_pool2d(near, (1, side), stride=1, padding=(0, reach)) > 0
         pixels = torch.nonzero(near.flatten())[:, 0].to(torch.int32)
         order = torch.randperm(len(pixels), generator=generator).to(pixels.device)
         self.order = pixels[order]  # flat indices of [V, H, W]
         self.size = (cameras.height, cameras.width)
-        self.K, self.poses = cameras.K, cameras.camera_to_world
+        self.K, self.camera_to_world = cameras.K, cameras.camera_to_world
         self.pictures = torch.cat([views.images, views.masks[..., None]], dim=-1).reshape(-1, 4)
         self.normals = None
         if views.normals is not None:
@@ -58,7 +60,7 @@ class PixelPool:
             self.normals = world.reshape(-1, 3)
 
     def rays(self, position: Tensor, count: int) -> Rays:
-        """The next `count` rays after `position` [1] batches; all on the device."""
+        """Batch number `position` [1] of `count` rays each, in the pool's order; on the device."""
         number = position * count + torch.arange(count, device=self.order.device)
         flat = self.order[number % len(self.order)].long()
         jitter = (number.double() * GOLDEN).frac().to(self.pictures.dtype)
@@ -68,7 +70,7 @@ class PixelPool:
         height, width = self.size
         view, pixel = flat // (height * width), flat % (height * width)
         x, y = pixel % width + 0.5, pixel // width + 0.5
-        origins, directions = pixel_rays(self.K[view], self.poses[view], x, y)
+        origins, directions = pixel_rays(self.K[view], self.camera_to_world[view], x, y)
         seen = self.pictures[flat]
         normals = None if self.normals is None else self.normals[flat]
         return Rays(origins, directions, seen[:, :3], seen[:, 3], normals, jitter)
@@ -122,7 +124,8 @@ def place_samples(
     Args:
         origins: World units. [R, 3]
         directions: Unit. [R, 3]
-        jitter: Where sections begin, as share of a section. [R]
+        jitter: How much earlier than at its even place every edge lies, as share of a section, in
+            [0, 1); the first section is shorter by it, the last one longer. [R]
         known: Signed distance found last, and of the start shape, world units, at cell centres,
             axes x, y, z. [2, G, G, G]
         centre: Of the cube. [3]

@@ -145,8 +145,8 @@ def distance_to_occupied(occupied: Tensor) -> Tensor:  # [R, R, R] bool -> [R, R
 
     solid = occupied.cpu().numpy()
     # a cell's centre lies half a cell from its faces
-    outside = ndimage.distance_transform_edt(~solid) - 0.5
-    inside = ndimage.distance_transform_edt(solid) - 0.5
+    outside = np.asarray(ndimage.distance_transform_edt(~solid)) - 0.5
+    inside = np.asarray(ndimage.distance_transform_edt(solid)) - 0.5
     distance = np.where(solid, -inside, outside)
     smooth = ndimage.gaussian_filter(distance.astype(np.float32), HULL_BLUR)
     return torch.from_numpy(smooth).to(occupied.device)
