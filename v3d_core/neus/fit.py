@@ -25,7 +25,8 @@ from .render import normal_picture, render_field
 from .sampling import PixelPool
 from .start import start_shape
 
-STRIDE = 5  # steps between two looks at the clock and at `finish`
+STRIDE = 5  # steps between two looks at `finish` and at Cancel
+CPU_STRIDE = 2  # a step takes up to half a second on two busy cores
 PREVIEW_SIZE = 192  # px, longer side
 
 
@@ -134,12 +135,13 @@ class _Run:
     def optimise(self, finish: Callable[[], bool]) -> None:
         """Steps, in strides that are short enough to cancel within a second."""
         config, stepper = self.config, self.stepper
+        stride = CPU_STRIDE if self.field.device.type == "cpu" else STRIDE
         try:
             while self.steps < config.steps:
-                if self.steps and self.steps % config.refresh_steps < STRIDE:
+                if self.steps and self.steps % config.refresh_steps < stride:
                     stepper.refresh()
                 stepper.schedule(self.steps / config.steps)
-                for _ in range(min(STRIDE, config.steps - self.steps)):
+                for _ in range(min(stride, config.steps - self.steps)):
                     stepper.step()
                     self.steps += 1
                 stepper.wait_for_last_stride()

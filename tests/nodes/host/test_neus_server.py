@@ -56,7 +56,7 @@ def test_frames_to_neus_mesh_runs_from_a_fresh_install(server, object_info):
 
 
 def test_colours_of_the_surface_are_the_robots(server):
-    run = server.run(fit_graph(steps=200, seed=5))
+    run = server.run(fit_graph(steps=100, seed=5))
     assert run.ended == "execution_success", run.error
     mesh = saved_mesh(server, run, "7")
     assert_is_the_robot(np.asarray(mesh.vertices), display_colours(mesh, "glb"))
