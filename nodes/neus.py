@@ -16,7 +16,8 @@ from ..v3d_core.neus.extract import DEFAULT_RESOLUTION, ExtractConfig, extract_m
 from ..v3d_core.neus.fit import fit_neus
 from ..v3d_core.neus.store import load_field, save_field
 from ..v3d_core.normals import NORMALS_CONVENTIONS
-from ..v3d_core.splats.consensus import align_frames
+from ..v3d_core.splats.consensus import MISSES_AFTER, align_frames
+from ..v3d_core.splats.raster import render_splats
 from ..v3d_core.structures import Views
 from .convert import CPU, mesh_to_host, normals_from_image, splats_from_host
 from .finish import finishable
@@ -130,7 +131,6 @@ class V3DFitNeuS(io.ComfyNode):
         if normals is not None:
             decoded = normals_from_image(normals, views.masks, normals_convention)
             views = replace(views, normals=decoded.to(views.images))
-        splats = None if splat is None else splats_from_host(splat)
         config = config_from_widgets(preset, compute_device().type, seed, steps, resolution)
         with fitting(memory_estimate(views, config)) as device, finishable() as finish:
             views = owned(views, device)
@@ -138,10 +138,16 @@ class V3DFitNeuS(io.ComfyNode):
             consensus = align_frames(
                 views, FRAMES[frames], seed=seed, progress=progress, finish=finish
             )
+            if consensus is not None:
+                views, config = consensus.views, config.with_changes(mask_misses=MISSES_AFTER)
+            depths = None
+            if splat is not None:
+                splats = owned(splats_from_host(splat), device)
+                depths = render_splats(splats, views.cameras).depths
             fit = fit_neus(
-                views if consensus is None else consensus.views,
+                views,
                 config,
-                splats=None if splats is None else owned(splats, device),
+                depths=depths,
                 progress=progress,
                 finish=finish,
             )

@@ -18,7 +18,7 @@ from .normals import NORMALS_CONVENTIONS
 from .reconstruct import FIELD_NAME, MESH_NAMES, prepare_output
 from .report import Stopwatch, environment, memory, write_report
 from .splats.config import ALIGN_CHOICES
-from .splats.consensus import align_frames
+from .splats.consensus import MISSES_AFTER, align_frames
 
 
 def add_neus_commands(commands: Any) -> None:
@@ -97,7 +97,9 @@ def run_fit_neus(options: argparse.Namespace) -> None:
     with stopwatch.stage("align"), progress_bar("align") as progress:
         consensus = align_frames(views, options.align, seed=options.seed, progress=progress)
     with stopwatch.stage("fit"), progress_bar("fit NeuS") as progress:
-        fit = fit_neus(views if consensus is None else consensus.views, config, progress=progress)
+        if consensus is not None:
+            views, config = consensus.views, config.with_changes(mask_misses=MISSES_AFTER)
+        fit = fit_neus(views, config, progress=progress)
     save_field(out / FIELD_NAME, fit.field)
     with stopwatch.stage("mesh"), progress_bar("mesh") as progress:
         mesh = extract_mesh(fit.field, options.mesh_resolution, progress=progress)

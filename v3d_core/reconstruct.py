@@ -33,6 +33,7 @@ from .neus.store import save_field
 from .progress import Progress, silent
 from .report import Stopwatch, environment, memory
 from .splats.config import SplatFitConfig
+from .splats.consensus import MISSES_AFTER
 from .splats.fit import fit_splats
 from .splats.raster import render_splats
 from .structures import Cameras, GaussianSplats, Views
@@ -120,8 +121,11 @@ def reconstruct(
     mesh = surface = None
     if neus_config is not None:
         with stopwatch.stage("neus"), stage_progress("fit NeuS") as progress:
+            if fit.report["frames"] == "disagree":
+                neus_config = neus_config.with_changes(mask_misses=MISSES_AFTER)
+            depths = render_splats(splats, fit.views.cameras).depths
             # aligned where they disagreed
-            surface = fit_neus(fit.views, neus_config, splats=splats, progress=progress)
+            surface = fit_neus(fit.views, neus_config, depths=depths, progress=progress)
         save_field(out / FIELD_NAME, surface.field)
         with stopwatch.stage("mesh"), stage_progress("mesh") as progress:
             mesh = extract_mesh(surface.field, progress=progress)

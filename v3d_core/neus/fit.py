@@ -16,7 +16,7 @@ from ..fit_stream import on_fit_stream
 from ..fit_threads import cores_for_warp
 from ..images import fit_within
 from ..progress import Progress, never, silent
-from ..structures import GaussianSplats, Views
+from ..structures import Views
 from .config import NeusFitConfig
 from .encoding import HashGrid
 from .field import SDFField
@@ -49,7 +49,7 @@ def fit_neus(
     views: Views,
     config: NeusFitConfig,
     *,
-    splats: GaussianSplats | None = None,
+    depths: Tensor | None = None,
     progress: Progress = silent,
     finish: Callable[[], bool] = never,
 ) -> NeusFit:
@@ -63,7 +63,9 @@ def fit_neus(
     Args:
         views: At least two posed pictures with masks; normals that came with them are followed.
         config: Settings; see `neus_preset`.
-        splats: A splat of the same views to start from, or None.
+        depths: Of the surface in every view, world units along the optical axis, 0 where there is
+            none, as `render_splats` gives them: a better start than the masks alone. Or None.
+            [V, H, W]
         progress: Told about the steps; raising in it cancels the fit.
         finish: Asked every few steps; True ends the fit and keeps what there is.
 
@@ -80,7 +82,7 @@ def fit_neus(
             "connect the whole orbit"
         )
     with cores_for_warp(views.device), on_fit_stream(views.device):
-        run = _Run(fit_within(views, config.resolution), config, splats, progress)
+        run = _Run(fit_within(views, config.resolution), config, depths, progress)
         run.optimise(finish)
     field = run.field.requires_grad_(False)
     report = {
@@ -104,7 +106,7 @@ class _Run:
         self,
         views: Views,
         config: NeusFitConfig,
-        splats: GaussianSplats | None,
+        depths: Tensor | None,
         progress: Progress,
     ) -> None:
         self.config, self.progress = config, progress
@@ -115,7 +117,7 @@ class _Run:
             progress(0, config.steps, text=text)
 
         generator = torch.Generator().manual_seed(config.seed)  # on CPU: the same on every device
-        start = start_shape(views, config, splats=splats, progress=tell)
+        start = start_shape(views, config, depths=depths, progress=tell)
         grid = HashGrid(config.levels, config.coarsest, config.finest, config.log2_entries)
         self.field = SDFField(
             start.centre,

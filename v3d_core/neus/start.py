@@ -1,4 +1,4 @@
-"""What a NeuS fit starts from: the signed distance of the visual hull, of a sphere, or of a splat."""
+"""What a NeuS fit starts from: the signed distance of the visual hull or of a sphere."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..cameras import project_points
+from ..cameras import project_points, resize_cameras
 from ..progress import Progress, silent
-from ..structures import Cameras, GaussianSplats, Views
+from ..structures import Cameras, Views
 from ..unseen import trim_unseen
 from ..visual_hull import VisualHull, seen_volume, tight_visual_hull
 from .config import NeusFitConfig
@@ -22,9 +22,8 @@ from .field import start_from_distance
 MARGIN_CELLS = (
     8  # around the start shape, so that the band and the closed surface fit into the cube
 )
-OPAQUE = 0.5  # opacity above which a Gaussian hides what is behind it
-DEPTH_CELL = 1.5  # voxels' pictures along the side of a cell of the depth maps
-CLEARANCE = 3.0  # voxels in front of the depth map that are left standing
+RIM_PX = 2  # around a pixel whose depths count too
+CLEARANCE = 3.0  # voxels in front of a depth map that are left standing
 VIEWS_TO_CARVE = 2  # that must see a voxel in front of the surface
 HULL_BLUR = 1.0  # cells; takes the steps of the voxels off
 MEMBRANE_LEVEL = 0.2  # how boldly what no view saw is cut; less than for splats, nothing grows back
@@ -54,7 +53,7 @@ def start_shape(
     views: Views,
     config: NeusFitConfig,
     *,
-    splats: GaussianSplats | None = None,
+    depths: Tensor | None = None,
     progress: Progress = silent,
 ) -> Start:
     """The shape a fit of `views` begins with.
@@ -62,7 +61,8 @@ def start_shape(
     Args:
         views: Posed masks.
         config: Its `start`, `start_resolution`, `sphere_radius` and `mask_misses` count.
-        splats: A splat of these views whose surface the fit shall begin with, or None.
+        depths: Of the surface in these views, for instance of a splat's, as `carve_in_front_of`
+            takes them; or None.
         progress: Told several times.
 
     Raises:
@@ -74,9 +74,9 @@ def start_shape(
         return Start(centre, half_size, start_from_distance(distance.to(views.device)))
     inner = max(8, config.start_resolution - 2 * MARGIN_CELLS)
     hull = tight_visual_hull(views, inner, tolerated_misses=config.mask_misses, progress=progress)
+    if depths is not None:
+        hull = carve_in_front_of(depths, hull, views.cameras)
     hull = trim_unseen(hull, views, MEMBRANE_LEVEL)
-    if splats is not None:
-        hull = carve_in_front_of(splats, hull, views.cameras)
     margin = math.ceil((config.start_resolution - len(hull.occupied)) / 2)
     occupied = F.pad(hull.occupied, (margin,) * 6)
     half_size = hull.half_size * len(occupied) / len(hull.occupied)
@@ -84,48 +84,42 @@ def start_shape(
     return Start(hull.centre, half_size, start_from_distance(distance))
 
 
-def carve_in_front_of(splats: GaussianSplats, hull: VisualHull, cameras: Cameras) -> VisualHull:
-    """The hull without voxels that stand clearly in front of a splat's surface.
-
-    A view's depth map is the nearest opaque Gaussian per cell; its neighbours count too, so that
-    a voxel is only taken away where the surface around it is farther.
+def carve_in_front_of(
+    depths: Tensor,  # [V, H, W]
+    hull: VisualHull,
+    cameras: Cameras,
+) -> VisualHull:
+    """The hull without voxels that stand clearly in front of a known surface.
 
     Args:
-        splats: Fitted to pictures from `cameras`.
+        depths: Of the surface along each optical axis, world units, 0 where there is none. [V, H, W]
         hull: Contains the object.
-        cameras: Those whose pictures were fitted.
+        cameras: Of the views that the depths belong to, of any picture size.
 
     Raises:
-        ValueError: Nothing would be left: the splat is of another object or another frame.
+        ValueError: The depths are not those of the views, or nothing would be left.
     """
-    solid = splats.opacities > OPAQUE
+    if len(depths) != len(cameras):
+        raise ValueError(
+            f"{len(depths)} depth maps but {len(cameras)} views; render the depths of these views"
+        )
+    height, width = depths.shape[1:]
+    far = torch.where(depths > 0, depths, math.inf)[:, None]
+    # the nearest of a pixel's surroundings, so that what stands at a rim is left alone
+    nearest = -F.max_pool2d(-far, 2 * RIM_PX + 1, stride=1, padding=RIM_PX)[:, 0]
     index = torch.nonzero(hull.occupied)
     cells = hull.voxel_centres(index)
-    pixels, depths = project_points(splats.means[solid], cameras)
-    own_pixels, own_depths = project_points(cells, cameras)
-    distance = float((hull.centre - cameras.centres).norm(dim=-1).median())
-    side = DEPTH_CELL * float(cameras.K[:, 0, 0].median()) * hull.voxel / distance  # px
-    columns, rows = (math.ceil(size / side) for size in (cameras.width, cameras.height))
-
-    def cell_of(uv: Tensor) -> tuple[Tensor, Tensor]:  # and whether it is in the picture
-        column, row = (uv / side).floor().long().unbind(-1)
-        inside = (column >= 0) & (row >= 0) & (column < columns) & (row < rows)
-        return row.clamp(0, rows - 1) * columns + column.clamp(0, columns - 1), inside
-
-    where, inside = cell_of(pixels)
-    nearest = torch.full((len(cameras), rows * columns), math.inf, device=cells.device)
-    front = torch.where(inside & (depths > 0), depths, math.inf)
-    nearest.scatter_reduce_(1, where, front, "amin")
-    wide = -F.max_pool2d(-nearest.view(-1, 1, rows, columns), 3, stride=1, padding=1)
-    own_where, own_inside = cell_of(own_pixels)
-    surface = wide.flatten(1).gather(1, own_where)
-    in_front = own_inside & torch.isfinite(surface)
-    in_front &= own_depths < surface - CLEARANCE * hull.voxel
+    pixels, own = project_points(cells, resize_cameras(cameras, width, height))
+    column, row = pixels.floor().long().unbind(-1)
+    inside = (column >= 0) & (row >= 0) & (column < width) & (row < height)
+    where = row.clamp(0, height - 1) * width + column.clamp(0, width - 1)
+    surface = nearest.flatten(1).gather(1, where)
+    in_front = inside & torch.isfinite(surface) & (own < surface - CLEARANCE * hull.voxel)
     kept = in_front.sum(0) < VIEWS_TO_CARVE
     if not bool(kept.any()):
         raise ValueError(
-            f"none of the {len(cells):,} voxels inside the masks lies on the splat's surface; "
-            "connect the splat that was fitted to these views"
+            f"all {len(cells):,} voxels inside the masks lie in front of the given depths; "
+            "the depths belong to another object, or are not in world units"
         )
     occupied = hull.occupied.clone()
     occupied[tuple(index[~kept].T)] = False
