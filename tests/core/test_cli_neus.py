@@ -200,9 +200,9 @@ def test_reconstruct_makes_its_mesh_from_a_surface(orbit_folder, tmp_path, monke
     seen = []
     original = reconstruct.fit_neus
 
-    def spy(views, config, *, splats, progress):
-        seen.append((views, config, splats))
-        return original(views, config, splats=splats, progress=progress)
+    def spy(views, config, *, depths, progress):
+        seen.append((views, config, depths))
+        return original(views, config, depths=depths, progress=progress)
 
     monkeypatch.setattr(reconstruct, "fit_neus", spy)
     monkeypatch.setattr(
@@ -214,7 +214,7 @@ def test_reconstruct_makes_its_mesh_from_a_surface(orbit_folder, tmp_path, monke
     assert report["files"] == [*reconstruct.OUTPUT_NAMES, "field.safetensors"]
     assert report["neus"]["steps"] == report["neus_settings"]["steps"] == TINY_NEUS.steps
     assert report["neus_settings"]["seed"] == 2 and report["mesh_settings"] is None
-    assert len(seen[0][2]) == report["splats"]
+    assert seen[0][2].shape == (18, SIZE, SIZE) and bool((seen[0][2] > 0).any())
     mesh = trimesh.load(tmp_path / "mesh.glb", process=False, force="mesh")
     assert mesh.is_watertight and len(mesh.faces) == report["mesh"]["faces"]
     assert load_field(tmp_path / "field.safetensors").half_size > 0
