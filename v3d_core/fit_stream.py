@@ -1,4 +1,4 @@
-"""The CUDA stream that fits run on."""
+"""How fits use CUDA: a stream of their own, and the precision of products of matrices."""
 
 from __future__ import annotations
 
@@ -31,3 +31,18 @@ def on_fit_stream(device: torch.device) -> Iterator[None]:
 def _fit_stream(device: torch.device) -> torch.cuda.Stream:
     """One per device: every new stream would take 32 MB for cuBLAS (measured) and keep it."""
     return torch.cuda.Stream(device)
+
+
+@contextmanager
+def tf32_products(wanted: bool) -> Iterator[None]:
+    """Scope in which CUDA may multiply matrices in TF32; afterwards all is as it was.
+
+    The setting is the process's, so it is given back also when a fit is cancelled.
+    """
+    before = torch.get_float32_matmul_precision()
+    if wanted:
+        torch.set_float32_matmul_precision("high")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)

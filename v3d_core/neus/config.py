@@ -13,7 +13,7 @@ class NeusFitConfig:
     """One flat record; fractions are of the whole run, lengths in units of the cube's half side."""
 
     # run
-    steps: int = 1500  # optimiser steps
+    steps: int = 3000  # optimiser steps
     rays: int = 768  # per step, drawn from the pixels around the object
     samples: int = 32  # along a ray, most of them near the surface
     resolution: int = 512  # longer side of the pictures that are fitted, px; 0 = as they are
@@ -21,7 +21,7 @@ class NeusFitConfig:
     # start
     start: str = "hull"  # hull: signed distance of the visual hull; sphere: as V3D
     mask_misses: int = 0  # masks that may be wrong about a point; 1 for frames that disagreed
-    start_resolution: int = 96  # cells along the cube for that distance and for finding surfaces
+    start_resolution: int = 128  # cells along the cube for that distance and for finding surfaces
     band: float = 0.075  # distance outside the start within which surfaces are looked for
     sphere_radius: float = 0.5  # of the start "sphere"
     # field
@@ -38,6 +38,7 @@ class NeusFitConfig:
     anneal_until: float = 0.5  # fraction of the run at which back faces stop counting
     surface_share: float = 0.75  # of the samples that gather where the surface was found last
     refresh_steps: int = 100  # between two looks for the surface
+    tf32: bool = True  # products of matrices in TF32 where the GPU has it
     # loss
     colour_weight: float = 1.0  # of the L1 distance to the picture
     mask_weight: float = 0.1  # of the cross entropy between opacity and mask
@@ -76,17 +77,17 @@ class NeusFitConfig:
 
 
 NEUS_PRESETS: dict[str, NeusFitConfig] = {
-    "draft": NeusFitConfig(steps=500),
+    "draft": NeusFitConfig(steps=800),
     "normal": NeusFitConfig(),
-    "best": NeusFitConfig(steps=5000),
+    "best": NeusFitConfig(steps=8000),
 }
 
 # On NVIDIA GPUs a step of many rays takes hardly longer than one of few.
-_GPU = NeusFitConfig(steps=1500, rays=4096)
+_GPU = NeusFitConfig(steps=2000, rays=4096)
 GPU_NEUS_PRESETS: dict[str, NeusFitConfig] = {
-    "draft": _GPU.with_changes(steps=500),
+    "draft": _GPU.with_changes(steps=600),
     "normal": _GPU,
-    "best": _GPU.with_changes(steps=5000),
+    "best": _GPU.with_changes(steps=6000),
 }
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..cameras import resize_cameras
-from ..fit_stream import on_fit_stream
+from ..fit_stream import on_fit_stream, tf32_products
 from ..fit_threads import cores_for_warp
 from ..images import fit_within
 from ..progress import Progress, never, silent
@@ -81,7 +81,8 @@ def fit_neus(
             f"a surface needs at least 2 views to have depth, got {len(views)}; "
             "connect the whole orbit"
         )
-    with cores_for_warp(views.device), on_fit_stream(views.device):
+    tf32 = config.tf32 and views.device.type == "cuda"
+    with cores_for_warp(views.device), on_fit_stream(views.device), tf32_products(tf32):
         run = _Run(fit_within(views, config.resolution), config, depths, progress)
         run.optimise(finish)
     field = run.field.requires_grad_(False)
