@@ -20,6 +20,7 @@ import neus_kernels
 import rasterizers
 import record
 import splats
+import surfaces
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENT = ROOT / "docs" / "numbers.md"
@@ -28,6 +29,7 @@ TABLES = {
     "neus_kernels": neus_kernels.markdown,
     "rasterizers": rasterizers.markdown,
     "splats": splats.markdown,
+    "surfaces": surfaces.markdown,
 }
 BLOCK = re.compile(
     r"(?P<begin><!-- numbers: (?P<name>[\w-]+\.json) -->\n).*?(?P<end><!-- end of (?P=name) -->)",
