@@ -48,6 +48,7 @@ from v3d_core.visual_hull import tight_visual_hull  # noqa: E402
 
 SAMPLES = 100_000  # points on each surface
 THRESHOLDS = (0.005, 0.01)  # of the true bounding box's diagonal
+WARM_UP_STEPS = 30
 HULL_RESOLUTION = 224  # voxels: what the data's own figures of the hull were made with
 COLUMNS = {
     "fscore_0.5pct": ("F 0.5 % (seen)", "{:.3f}"),
@@ -183,8 +184,8 @@ def measure(folder: Path, method: str, options: argparse.Namespace) -> dict[str,
     views = load_views(folder).views.to(options.device)
     on_cuda = views.device.type == "cuda"
     runs = []
-    for run in range(options.runs + options.warm_up):
-        options.seed = max(0, run - options.warm_up)
+    for seed in range(options.runs):
+        options.seed = seed
         gc.collect()
         if on_cuda:
             torch.cuda.synchronize()
@@ -194,8 +195,6 @@ def measure(folder: Path, method: str, options: argparse.Namespace) -> dict[str,
         if on_cuda:
             torch.cuda.synchronize()
         seconds = time.perf_counter() - start
-        if run < options.warm_up:
-            continue
         peak = torch.cuda.max_memory_allocated() / 2**20 if on_cuda else peak_memory_mib()
         with tempfile.TemporaryDirectory() as scratch:
             path = Path(options.keep or scratch) / f"{folder.name}-{method}-{options.seed}.ply"
@@ -206,6 +205,16 @@ def measure(folder: Path, method: str, options: argparse.Namespace) -> dict[str,
         print(f"{folder.name} {method}: {runs[-1]}", file=sys.stderr, flush=True)
     means = {key: statistics.fmean(run[key] for run in runs) for key in COLUMNS}
     return {"mean": means, "runs": runs}
+
+
+def warm_up(folder: Path, options: argparse.Namespace) -> None:
+    """A few steps of everything, so that kernels are compiled and caches warm."""
+    views, steps = load_views(folder).views.to(options.device), options.steps
+    options.seed, options.steps = 0, WARM_UP_STEPS
+    for method in set(options.methods) - {"hull", "core"}:
+        if options.device != "cpu":
+            METHODS[method](views, options)
+    options.steps = steps
 
 
 def markdown(stored: dict[str, Any]) -> str:
@@ -237,7 +246,6 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="of the surface fit; default: the preset's")
     parser.add_argument("--resolution", type=int, default=384, help="of the meshes, voxels")
     parser.add_argument("--runs", type=int, default=1)
-    parser.add_argument("--warm-up", type=int, default=0, help="runs that do not count")
     parser.add_argument("--only", nargs="*", help="names of objects; default: all")
     parser.add_argument("--keep", type=Path, help="folder for the meshes")
     options = parser.parse_args()
@@ -245,6 +253,7 @@ def main() -> None:
     folders = [path for path in folders if not options.only or path.name in options.only]
     if not folders:
         raise SystemExit(f"{options.data}: no folder in it has a gt_points.npz")
+    warm_up(folders[0], options)
     objects = {
         folder.name: {method: measure(folder, method, options) for method in options.methods}
         for folder in folders
