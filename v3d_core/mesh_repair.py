@@ -63,6 +63,34 @@ def largest_components(mesh: Mesh, min_share: float = 0.01, keep: int | None = N
     return select_faces(mesh, torch.isin(labels, good))
 
 
+def largest_solids(
+    mesh: Mesh,
+    min_share: float = 0.01,
+    keep: int | None = None,
+    tick: Callable[[], None] = lambda: None,
+) -> Mesh:
+    """`drop_inverted_components`, then `largest_components`, finding the parts only once.
+
+    Args:
+        mesh: Any mesh with faces oriented outward.
+        min_share: As in `largest_components`.
+        keep: As in `largest_components`.
+        tick: Called between the steps, which take up to a second for a million faces each.
+    """
+    if not len(mesh.faces):
+        return mesh
+    labels = _face_labels(mesh)
+    tick()
+    solid = torch.bincount(labels, weights=_face_volumes(mesh)) > 0
+    tick()
+    areas = torch.where(solid, torch.bincount(labels, weights=face_areas(mesh)), 0.0)
+    tick()
+    order = areas.argsort(descending=True)
+    order = order[solid[order]]
+    good = order[areas[order] >= min_share * areas.max()][:keep]
+    return select_faces(mesh, torch.isin(labels, good))
+
+
 def orient_outward(mesh: Mesh) -> Mesh:
     """Turn whole parts inside out where their enclosed volume is negative.
 

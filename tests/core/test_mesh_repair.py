@@ -70,6 +70,23 @@ def test_a_bubble_inside_a_solid_is_removed():
     assert torch.equal(mesh.vertices, sphere(0.7).vertices)
 
 
+def test_solids_are_found_as_by_the_two_steps():
+    parts = joined(
+        sphere(0.5),
+        inside_out(sphere(0.45, (2.0, 0.0, 0.0))),
+        sphere(0.3, (4.0, 0.0, 0.0)),
+        sphere(0.02, (6.0, 0.0, 0.0)),
+        inside_out(sphere(0.9, (9.0, 0.0, 0.0))),
+    )
+    for share, keep in ((0.0, None), (0.01, None), (0.5, None), (0.0, 1), (1.0, None)):
+        ticks = []
+        once = clean.largest_solids(parts, share, keep, lambda ticks=ticks: ticks.append(1))
+        twice = clean.largest_components(clean.drop_inverted_components(parts), share, keep)
+        assert torch.equal(once.faces, twice.faces) and torch.equal(once.vertices, twice.vertices)
+        assert len(ticks) == 3
+    assert not len(clean.largest_solids(inside_out(sphere())).faces)
+
+
 @pytest.mark.parametrize("removed", [[10], [10, 11], list(range(40, 46))])
 def test_small_holes_close_to_a_watertight_outward_mesh(removed):
     ball = sphere(0.7, subdivisions=3)
@@ -120,6 +137,7 @@ def test_an_empty_mesh_passes_through_every_repair():
     empty = Mesh(torch.zeros(0, 3), torch.zeros(0, 3, dtype=torch.int64))
     for repair in (
         clean.largest_components,
+        clean.largest_solids,
         clean.orient_outward,
         clean.drop_inverted_components,
         clean.fill_holes,

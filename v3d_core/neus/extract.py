@@ -14,12 +14,7 @@ from torch import Tensor
 
 from ..fit_threads import cores_for_warp
 from ..mesh_manifold import split_shared_edges
-from ..mesh_repair import (
-    FACES_PER_BATCH,
-    drop_inverted_components,
-    largest_components,
-    with_normals,
-)
+from ..mesh_repair import FACES_PER_BATCH, largest_solids, with_normals
 from ..progress import Progress, silent
 from ..structures import Mesh
 from .extract_blocks import Distances, Lattice, SparseDistances, Tick, batch_size, march, refine
@@ -163,15 +158,11 @@ def _within_cube(field: Field) -> Distances:
 
 
 def _clean(mesh: Mesh, config: ExtractConfig, tick: Tick) -> Mesh:
-    steps: tuple[Callable[[Mesh], Mesh], ...] = (
-        drop_inverted_components,
-        lambda m: largest_components(m, config.min_component_share, config.max_components),
-        split_shared_edges,
+    mesh = largest_solids(
+        mesh, config.min_component_share, config.max_components, lambda: tick(0.3)
     )
-    for number, step in enumerate(steps):
-        mesh = step(mesh)
-        tick((number + 1) / len(steps))
-    return mesh
+    tick(0.6)
+    return split_shared_edges(mesh)
 
 
 def _finish(mesh: Mesh, field: Field, voxel: float, config: ExtractConfig, tick: Tick) -> Mesh:
