@@ -14,6 +14,7 @@ from comfy_api.v0_0_2 import io
 from ..v3d_core.neus.config import NEUS_PRESETS, NeusFitConfig, neus_preset
 from ..v3d_core.neus.extract import DEFAULT_RESOLUTION, ExtractConfig, extract_mesh
 from ..v3d_core.neus.fit import fit_neus
+from ..v3d_core.neus.guides import guided
 from ..v3d_core.neus.store import load_field, save_field
 from ..v3d_core.normals import NORMALS_CONVENTIONS
 from ..v3d_core.splats.consensus import MISSES_AFTER, align_frames
@@ -110,6 +111,22 @@ class V3DFitNeuS(io.ComfyNode):
                     tooltip="Axes of the normal maps. opengl: x right, y up, z to the viewer, the "
                     "usual blue maps. opencv: x right, y down, z away from the viewer.",
                 ),
+                io.Boolean.Input(
+                    "splat_normals",
+                    default=False,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Follow the normals of the splat's depth where no normal maps are "
+                    "given. Smoother, and as wrong as the splat is. Needs a splat.",
+                ),
+                io.Boolean.Input(
+                    "views_between",
+                    default=False,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Fit the splat's pictures from half-way between the views as well. "
+                    "Steadier where few views see a part, softer detail. Needs a splat.",
+                ),
             ],
             outputs=[
                 V3DSDF.Output("sdf", tooltip="The surface, for V3D Extract Mesh and Save SDF."),
@@ -126,8 +143,13 @@ class V3DFitNeuS(io.ComfyNode):
     @named_errors
     def execute(
         cls, views, preset, seed, frames, steps, resolution, normals_convention,
-        normals=None, splat=None,
+        normals=None, splat=None, splat_normals=False, views_between=False,
     ) -> io.NodeOutput:  # fmt: skip
+        if splat is None and (splat_normals or views_between):
+            raise ValueError(
+                "splat_normals and views_between need a splat; connect one from V3D Fit Splat, or "
+                "switch them off"
+            )
         if normals is not None:
             decoded = normals_from_image(normals, views.masks, normals_convention)
             views = replace(views, normals=decoded.to(views.images))
@@ -140,18 +162,20 @@ class V3DFitNeuS(io.ComfyNode):
             )
             if consensus is not None:
                 views, config = consensus.views, config.with_changes(mask_misses=MISSES_AFTER)
-            depths = None
+            supervision, depths = views, None
             if splat is not None:
                 splats = owned(splats_from_host(splat), device)
-                depths = render_splats(splats, views.cameras).depths
+                supervision, depths = guided(
+                    views, splats, render_splats, normals=splat_normals, between=views_between
+                )
             fit = fit_neus(
-                views,
+                supervision,
                 config,
                 depths=depths,
                 progress=progress,
                 finish=finish,
             )
-            field, fitted = fit.field.to(CPU), fit.views.to(CPU)
+            field, fitted = fit.field.to(CPU), supervision[: len(views)].to(CPU)
         report = {**fit.report, "frames": "agree" if consensus is None else "disagree"}
         if consensus is not None:
             report["per_view"] = consensus.per_view

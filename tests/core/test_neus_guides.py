@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from v3d_core.cameras import Orbit, camera_rays, orbit_cameras
 from v3d_core.neus.guides import (
     cameras_between,
+    guided,
     normals_from_depth,
     with_normals_of_splats,
     with_views_between,
@@ -93,3 +94,13 @@ def test_normals_that_came_with_the_views_are_kept():
     assert with_normals_of_splats(own, None, render_sphere) is own
     seen = with_normals_of_splats(views, None, render_sphere).normals
     assert seen.norm(dim=-1)[views.masks == 0].max() == pytest.approx(0.0)
+
+
+def test_guides_give_the_depth_of_every_view_that_is_fitted():
+    views = sphere_views(orbit_cameras(Orbit(num_views=4), 32, 32))
+    same, depths = guided(views, None, render_sphere)
+    assert same is views
+    torch.testing.assert_close(depths, sphere_maps(views.cameras)[0])
+    more, depths = guided(views, None, render_sphere, normals=True, between=True)
+    assert len(more) == len(depths) == 8 and more.normals is not None
+    torch.testing.assert_close(depths, sphere_maps(more.cameras)[0])

@@ -35,6 +35,33 @@ def views_of_splats(splats: GaussianSplats, cameras: Cameras, render: RenderFn) 
     return Views(unpremultiply(seen.colours, seen.alphas), seen.alphas, cameras, normals=normals)
 
 
+def guided(
+    views: Views,
+    splats: GaussianSplats,
+    render: RenderFn,
+    *,
+    normals: bool = False,
+    between: bool = False,
+) -> tuple[Views, Tensor]:
+    """What `fit_neus` takes where a splat of the views is known.
+
+    Args:
+        views: Posed pictures.
+        splats: Fitted to them.
+        render: Renders splats.
+        normals: Follow the normals of the splat's depth, where the views have none of their own.
+        between: Fit the splat's pictures from half-way between the views as well.
+
+    Returns:
+        The views to fit, and the splat's depth in each of them [V, H, W].
+    """
+    if normals:
+        views = with_normals_of_splats(views, splats, render)
+    if between:
+        views = with_views_between(views, splats, render)
+    return views, render(splats, views.cameras, BLACK).depths
+
+
 def with_views_between(views: Views, splats: GaussianSplats, render: RenderFn) -> Views:
     """The views, and after them the splat's pictures from half-way between each and the next.
 
