@@ -10,6 +10,7 @@ from pathlib import Path
 from types import ModuleType
 
 import v3d_core
+from v3d_core.neus.config import GPU_NEUS_PRESETS, NEUS_PRESETS
 from v3d_core.splats.config import GPU_SPLAT_PRESETS, SPLAT_PRESETS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -55,12 +56,18 @@ def numeric_defaults() -> dict[str, str]:
             elif inspect.isfunction(member):
                 for parameter in inspect.signature(member).parameters.values():
                     found[f"{short}.{name}({parameter.name})"] = parameter.default
-    for title, presets in (("", SPLAT_PRESETS), ("GPU_", GPU_SPLAT_PRESETS)):
+    tables = {
+        "SPLAT_PRESETS": SPLAT_PRESETS,
+        "GPU_SPLAT_PRESETS": GPU_SPLAT_PRESETS,
+        "NEUS_PRESETS": NEUS_PRESETS,
+        "GPU_NEUS_PRESETS": GPU_NEUS_PRESETS,
+    }
+    for title, presets in tables.items():
         for preset, config in presets.items():
             for field in dataclasses.fields(config):
                 value = getattr(config, field.name)
                 if value != field.default:
-                    found[f"{title}SPLAT_PRESETS[{preset}].{field.name}"] = value
+                    found[f"{title}[{preset}].{field.name}"] = value
     texts = {name: text_of(value) for name, value in found.items()}
     return {name: text for name, text in texts.items() if text is not None}
 
