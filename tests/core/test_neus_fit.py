@@ -194,7 +194,8 @@ def test_colours_outside_the_masks_do_not_matter_at_all(few, resolution):
     outside = (few.masks == 0)[..., None]
     assert bool(outside.any())
     results = []
-    for colour in (0.0, 1.0, torch.rand(few.images.shape, generator=torch.manual_seed(0)) * 9 - 4):
+    noise = torch.rand(few.images.shape, generator=torch.Generator().manual_seed(0))
+    for colour in (0.0, 1.0, 1e6 * (noise - 0.5)):
         garbage = torch.where(outside, colour, few.images)
         results.append(fit_neus(dataclasses.replace(few, images=garbage), config))
     assert same_bits(results[0], results[1]) and same_bits(results[0], results[2])
@@ -262,26 +263,6 @@ def test_every_term_of_the_loss_acts_and_stays_finite(few, change):
     fit, base = fit_neus(few, dataclasses.replace(TINY, **change)), fit_neus(few, TINY)
     assert all(bool(t.isfinite().all()) for t in bits(fit))
     assert not torch.equal(fit.field.weight2, base.field.weight2)
-
-
-def test_levels_join_one_by_one(few):
-    """At a third of the way from 1 to 4 levels two are in; after the way all."""
-    seen = []
-    config = dataclasses.replace(
-        TINY, steps=20, levels=4, active_levels=1, active_until=0.6, finest=32
-    )
-
-    def progress(step, total, preview=None, text=""):
-        if preview is not None:
-            field = preview.__self__.field
-            seen.append((step, field.level_weights[::2].tolist()))
-
-    fit = fit_neus(few, config, progress=progress)
-    weights = dict(seen)
-    assert weights[2] == [1, 0, 0, 0]  # scheduled at step 0
-    assert weights[6] == pytest.approx([1, 1, 0, 0]) and weights[20] == [1, 1, 1, 1]
-    assert all(b >= a for (_, one), (_, two) in itertools.pairwise(seen) for a, b in zip(one, two))
-    assert bool((fit.field.level_weights == 1).all())
 
 
 def test_progress_is_told_every_stride_with_a_picture_on_demand(few, monkeypatch):

@@ -150,8 +150,8 @@ def distance_to_nearest(cells: Tensor) -> Tensor:  # [R, R, R] bool -> [R, R, R]
     if not cells.is_cuda:
         from scipy import ndimage
 
-        distance = ndimage.distance_transform_edt(~cells.numpy())
-        return torch.from_numpy(np.asarray(distance, dtype=np.float32))
+        distance = ndimage.distance_transform_edt(~cells.cpu().numpy())
+        return torch.from_numpy(np.asarray(distance, dtype=np.float32)).to(cells.device)
     return parabola_minima(cells).sqrt()
 
 
