@@ -7,13 +7,8 @@ import pytest
 import torch
 
 from v3d_core.cameras import Orbit, orbit_cameras, project_points
-from v3d_core.splats.align import (
-    AlignConfig,
-    FrameAligner,
-    field_basis,
-    robust_gains,
-    square_root_rows,
-)
+from v3d_core.splats.align import AlignConfig, FrameAligner, robust_gains
+from v3d_core.splats.align_solve import field_basis, square_root_rows, surface_cells
 from v3d_core.splats.align_warp import (
     evaluate_warps,
     node_positions,
@@ -145,8 +140,8 @@ def test_rows_of_a_picture_without_slopes_ask_for_nothing():
 
 
 def test_jacobian_and_surface_points_agree_with_projection(orbit):
-    frames, cameras = orbit
-    points, jacobian = aligner_of(frames, cameras)._surface(sphere_points(), 16, 16)
+    cameras = orbit[1]
+    points, jacobian = surface_cells(sphere_points(), cameras, 16, 16)
     pixels = torch.stack([project_points(points[v], cameras[v])[0][0] for v in range(9)])
     wanted = pixel_positions(16, 16, points).reshape(-1, 2) + 0.5
     assert torch.allclose(pixels / SIZE, wanted.expand_as(pixels), atol=1e-5)

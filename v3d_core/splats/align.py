@@ -10,21 +10,31 @@ neighbouring frames share looks like shape). So the step solves for the warps an
 deformation of the splat together, under a prior by which warps are small and smooth over the
 picture: among all objects that explain the frames it takes the one that needs the least warping.
 That is bundle adjustment (Triggs et al. 2000) with warps in the place of poses.
+
+A splat fitted to disagreeing frames has given way to each of them, so its pictures only tell
+whether frames disagree. What to do about it is found from points of its surface that are read in
+all frames that see them (`align_points`), and from its outlines.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..cameras import project_points
 from ..images import premultiply, unpremultiply
 from ..structures import Cameras, Views
+from .align_points import SurfacePoints, point_rows
+from .align_solve import (
+    JointEquations,
+    field_basis,
+    square_root_rows,
+    surface_cells,
+    view_precision,
+)
 from .align_warp import (
     evaluate_warps,
     gaussian_blur,
@@ -48,12 +58,17 @@ class AlignConfig:
     flow_length: float = 0.18
     shift_std: float = 0.004
     zoom_std: float = 0.01
+    # views seen from near-by sides are warped alike; used where surface points are given
+    view_length: float = 0.8  # distance of directions on the unit sphere over which warps change
+    view_own: float = 0.3  # share of a warp's variance that no other view shares
     warp_nodes: int = 8  # B-spline nodes along a side of the picture
     # the deformation of the object
     field_nodes: int = 6  # along a side of the cube around the object
     field_std: float = 0.1  # world units; weak, it only settles nodes nobody sees
     # the comparison
     residual_std: float = 0.15  # of one pixel of `resolution`, in [0, 1]; above the true noise
+    outline_std: float = 0.4  # the same for coverage alone, where surface points are given
+    offset_std: float = 0.015  # of the coarse surface along its normal, world units
     outlier: float = 0.2  # residual of all channels together at which a pixel counts half
     # confidence
     trust: float = 0.1  # smoothed residual at which a pixel's weight in the fit is one half
@@ -61,7 +76,7 @@ class AlignConfig:
     agreeing_warp: float = 0.0021
     agreeing_gain: float = 0.013
     # ... and also where warps and gains explain less than this share of the squared residual
-    least_explained: float = 0.3
+    least_explained: float = 0.33
 
 
 class FrameAligner:
@@ -118,12 +133,15 @@ class FrameAligner:
         self,
         rendered: Tensor,  # [V, H, W, 4]
         means: Tensor,  # [N, 3]
+        surface: SurfacePoints | None = None,
     ) -> Tensor:  # [N, 3]
-        """Compare the frames with pictures of the splat and correct them.
+        """Compare the frames with pictures of the splat, or with each other, and correct them.
 
         Args:
             rendered: Premultiplied colours and coverage of all views, by the splat of now.
             means: Centres of its Gaussians, world units.
+            surface: Points at which the frames' colours are compared with each other; of the
+                splat's pictures then counts the coverage alone.
 
         Returns:
             By how much the Gaussians have to move with the corrected frames, world units.
@@ -137,12 +155,12 @@ class FrameAligner:
         residual = self._graded(displaced) - consensus
         slopes = picture_gradients((self._graded(displaced) + consensus) / 2)
         self._note_error(residual)
-        likely = 1 / (1 + residual.square().sum(1) / c.outlier**2)
-        pull = self._pooled(torch.einsum("vcyxi,vcyx,vyx->vyxi", slopes, residual, likely))
-        tensor = self._pooled(
-            torch.einsum("vcyxi,vcyxj,vyx->vyxij", slopes, slopes, likely).flatten(-2)
-        )
-        warp_step, field = self._solve(tensor.unflatten(-1, (2, 2)), pull, means)
+        if surface is None:
+            equations = self._normal_equations(slopes, residual)
+            warp_step, field = self._solve(*equations, means)
+        else:
+            equations = self._normal_equations(slopes[:, 3:], residual[:, 3:])
+            warp_step, field = self._solve_jointly(*equations, means, surface)
         self.warps = self.warps + warp_step
         corrected = self._graded(read_displaced(frames, evaluate_warps(self.warps, height, width)))
         left = (corrected - consensus).square().sum() / (frames - consensus).square().sum()
@@ -197,6 +215,15 @@ class FrameAligner:
             for v in range(len(self.warps))
         ]
 
+    def _normal_equations(self, slopes: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
+        """Sums over cells of slope slope^T [V, Y, X, 2, 2] and slope residual [V, Y, X, 2]."""
+        likely = 1 / (1 + residual.square().sum(1) / self.config.outlier**2)
+        pull = self._pooled(torch.einsum("vcyxi,vcyx,vyx->vyxi", slopes, residual, likely))
+        tensor = self._pooled(
+            torch.einsum("vcyxi,vcyxj,vyx->vyxij", slopes, slopes, likely).flatten(-2)
+        )
+        return tensor.unflatten(-1, (2, 2)), pull
+
     def _solve(self, tensor: Tensor, pull: Tensor, means: Tensor) -> tuple[Tensor, Tensor]:
         """One Gauss-Newton step of warps and deformation together.
 
@@ -204,20 +231,7 @@ class FrameAligner:
         consensus moves under it. The warps are eliminated per view (Schur complement).
         """
         c = self.config
-        count, rows, columns = pull.shape[:3]
-        positions = pixel_positions(rows, columns, pull)
-        splines = torch.einsum(
-            "ym,xn->yxmn",
-            spline_basis(c.warp_nodes, positions[:, 0, 1]),
-            spline_basis(c.warp_nodes, positions[0, :, 0]),
-        ).reshape(rows * columns, -1)
-        root, right = square_root_rows(tensor, pull)  # [V, Y, X, 2, 2], [V, Y, X, 2]
-        root, right = root.flatten(1, 2), right.flatten(1, 3) / c.residual_std
-        root = root / c.residual_std
-        points, jacobian = self._surface(means, rows, columns)  # [V, P, 3], [V, P, 2, 3]
-        basis = field_basis(points, self.centre, self.half_size, c.field_nodes)
-        a = torch.einsum("vpki,pn->vpkin", root, splines).reshape(count, right.shape[1], -1)
-        b = torch.einsum("vpki,vpij,vpg->vpkgj", root, jacobian, basis).flatten(1, 2).flatten(2)
+        a, b, right = self._rows(tensor, pull, means, c.residual_std)
         own = (a.mT @ a).double()
         both = torch.block_diag(self._precision, self._precision)
         own = own + both
@@ -242,44 +256,52 @@ class FrameAligner:
             step.view(-1, 3).to(self.warps.dtype),
         )
 
-    def _surface(self, means: Tensor, rows: int, columns: int) -> tuple[Tensor, Tensor]:
-        """Surface points behind a grid of cells and how their pictures move with them.
+    def _rows(
+        self, tensor: Tensor, pull: Tensor, means: Tensor, residual_std: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Rows of the cells in a view's warp and in the field, and their residuals."""
+        c = self.config
+        count, rows, columns = pull.shape[:3]
+        positions = pixel_positions(rows, columns, pull)
+        splines = torch.einsum(
+            "ym,xn->yxmn",
+            spline_basis(c.warp_nodes, positions[:, 0, 1]),
+            spline_basis(c.warp_nodes, positions[0, :, 0]),
+        ).reshape(rows * columns, -1)
+        root, right = square_root_rows(tensor, pull)  # [V, Y, X, 2, 2], [V, Y, X, 2]
+        root, right = root.flatten(1, 2), right.flatten(1, 3) / residual_std
+        root = root / residual_std
+        points, jacobian = surface_cells(means, self.cameras, rows, columns)
+        basis = field_basis(points, self.centre, self.half_size, c.field_nodes)
+        a = torch.einsum("vpki,pn->vpkin", root, splines).reshape(count, right.shape[1], -1)
+        b = torch.einsum("vpki,vpij,vpg->vpkgj", root, jacobian, basis).flatten(1, 2).flatten(2)
+        return a, b, right
 
-        Returns:
-            Points in the world [V, P, 3], and d(picture position) / d(point) in fractions of the
-            longer side, zero where no Gaussian is near [V, P, 2, 3].
-        """
-        cameras = self.cameras
-        size = means.new_tensor([columns / cameras.width, rows / cameras.height])
-        pixels, depths = project_points(means, cameras)
-        cell = (pixels * size).floor()
-        inside = (cell >= 0).all(-1) & (cell[..., 0] < columns) & (cell[..., 1] < rows)
-        inside &= depths > 0
-        index = torch.where(inside, cell[..., 1] * columns + cell[..., 0], rows * columns).long()
-        front = means.new_full((len(cameras), rows * columns + 1), math.inf)
-        front.scatter_reduce_(1, index, depths, "amin")
-        nearest = -front[:, :-1].view(-1, 1, rows, columns)
-        for _ in range(2):  # the outline's pixels may lie in cells without a centre
-            wider = F.max_pool2d(nearest, 3, stride=1, padding=1)
-            nearest = torch.where(torch.isfinite(nearest), nearest, wider)
-        depth = -nearest.flatten(1)  # [V, P]
-        seen = torch.isfinite(depth)
-        depth = torch.where(seen, depth, 1.0)
-
-        longer = max(cameras.width, cameras.height)
-        grid = pixel_positions(rows, columns, means).reshape(-1, 2) * longer
-        middle = means.new_tensor([cameras.width / 2, cameras.height / 2])
-        focal = cameras.K[:, [0, 1], [0, 1]]  # [V, 2]
-        slope = (grid + middle - cameras.K[:, None, :2, 2]) / focal[:, None]  # [V, P, 2]
-        in_camera = torch.cat([slope, torch.ones_like(slope[..., :1])], -1) * depth[..., None]
-        rotation = cameras.camera_to_world[:, :3, :3]
-        points = in_camera @ rotation.mT + cameras.centres[:, None]
-        scale = (focal[:, None] / longer / depth[..., None]) * seen[..., None]  # [V, P, 2]
-        axes = torch.eye(2, 3, device=means.device, dtype=means.dtype)
-        backwards = torch.zeros_like(axes)
-        backwards[:, 2] = 1
-        jacobian = scale[..., None] * (axes - slope[..., None] * backwards)
-        return points, jacobian @ rotation.mT[:, None]
+    def _solve_jointly(
+        self, tensor: Tensor, pull: Tensor, means: Tensor, surface: SurfacePoints
+    ) -> tuple[Tensor, Tensor]:
+        """One Gauss-Newton step from the outlines and from points read in several frames."""
+        c = self.config
+        rows = point_rows(
+            surface,
+            gaussian_blur(self._small, c.blur_px),
+            self._coverage,
+            self.cameras,
+            self.warps,
+            self.gains,
+            pixels=c.resolution,
+            residual_std=c.residual_std,
+            outlier=c.outlier,
+            offset_std=c.offset_std,
+        )
+        basis = field_basis(surface.positions, self.centre, self.half_size, c.field_nodes)
+        equations = JointEquations(len(self.warps), c.warp_nodes**2, basis.shape[1], pull)
+        equations.add_rows(*self._rows(tensor, pull, means, c.outline_std))
+        equations.add_points(rows, basis)
+        between = view_precision(self.cameras, self.centre, c.view_length, c.view_own)
+        equations.add_prior(between, self._precision, self.warps, c.field_std)
+        warp_step, field = (x.to(pull.dtype) for x in equations.solve())
+        return warp_step.view_as(self.warps), field
 
     def _decide(self, explained: Tensor) -> None:
         """Whether shapes or shades disagree; once found, that is corrected to the end.
@@ -338,42 +360,6 @@ class FrameAligner:
         pooled = F.adaptive_avg_pool2d(values.permute(0, 3, 1, 2), (rows, columns))
         area = c.resolution**2 * (height * width / longer**2)
         return pooled.permute(0, 2, 3, 1) * (area / (rows * columns))
-
-
-def field_basis(
-    points: Tensor,  # [..., 3]
-    centre: Tensor,  # [3]
-    half_size: float,
-    nodes: int,
-) -> Tensor:  # [..., nodes^3]
-    """Trilinear weights of the nodes of a grid over a cube; they sum to 1 inside it."""
-    scaled = ((points - centre) / half_size + 1) / 2 * (nodes - 1)
-    index = torch.arange(nodes, device=points.device, dtype=points.dtype)
-    x, y, z = (1 - (scaled.clamp(0, nodes - 1)[..., None] - index).abs()).clamp(min=0).unbind(-2)
-    return (x[..., :, None, None] * y[..., None, :, None] * z[..., None, None, :]).flatten(-3)
-
-
-def square_root_rows(tensor: Tensor, pull: Tensor) -> tuple[Tensor, Tensor]:
-    """Two rows per cell whose normal equations are the summed ones: L^T with tensor = L L^T.
-
-    Args:
-        tensor: Sums of slope slope^T; positive semi-definite up to rounding. [..., 2, 2]
-        pull: Sums of slope times residual. [..., 2]
-
-    Returns:
-        Rows [..., 2, 2] and right-hand sides [..., 2].
-    """
-    xx, xy, yy = tensor[..., 0, 0], tensor[..., 0, 1], tensor[..., 1, 1]
-    floor = 1e-6 * (xx + yy) + 1e-12
-    first = (xx + floor).sqrt()
-    mixed = xy / first
-    second = (yy + floor - mixed.square()).clamp_min(1e-12).sqrt()
-    rows = torch.stack(
-        [torch.stack([first, mixed], -1), torch.stack([torch.zeros_like(first), second], -1)], -2
-    )
-    top = pull[..., 0] / first
-    bottom = (pull[..., 1] - mixed * top) / second
-    return rows, torch.stack([top, bottom], -1)
 
 
 def robust_gains(

@@ -84,6 +84,16 @@ def read_displaced(
     return F.grid_sample(pictures, grid, mode=mode, padding_mode="border", align_corners=False)
 
 
+def read_at(
+    pictures: Tensor,  # [V, C, H, W]
+    positions: Tensor,  # [V, P, 2]
+) -> Tensor:  # [V, C, P]
+    """Pictures read between pixels at positions as of `pixel_positions`; edges are extended."""
+    height, width = pictures.shape[2:]
+    grid = positions[:, None] * (2 * max(height, width) / positions.new_tensor([width, height]))
+    return F.grid_sample(pictures, grid, padding_mode="border", align_corners=False)[:, :, 0]
+
+
 def gaussian_blur(pictures: Tensor, sigma: float) -> Tensor:  # [V, C, H, W], px
     """Gaussian blur with extended edges."""
     radius = math.ceil(3 * sigma)

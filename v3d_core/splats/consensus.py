@@ -1,8 +1,8 @@
 """Finding out whether frames disagree, and laying them on one object before the real fit.
 
 A small, coarse splat is fitted to all frames; `align.FrameAligner` compares it with every frame,
-moves both, and the small splat is fitted on. Frames that agree are noticed at the first comparison
-and stay as they are.
+moves both. Frames that agree are noticed at the first comparison and stay as they are. Others are
+aligned in rounds, each with a hull of the masks corrected so far and a small splat inside it.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from ..structures import Views
 from ..unseen import trim_unseen
 from ..visual_hull import tight_visual_hull
 from .align import AlignConfig, FrameAligner
+from .align_points import SurfacePoints
 from .config import SplatFitConfig
 from .densify import Parameters
 from .engines import cores_for_engine
@@ -38,9 +39,11 @@ COARSE = SplatFitConfig(
 GPU_VIEWS_PER_STEP = 6  # costs a GPU no more time than 2
 COARSE_HULL = 96  # voxels along the object's longest side
 FIRST_STEPS = 60  # before the first comparison
-STEPS_BETWEEN = 40  # between two comparisons
-ROUNDS = 5  # comparisons after the first; more gained 0.1 dB at most (measured)
-MISSES_BEFORE, MISSES_AFTER = 2, 1  # silhouettes that may be wrong about a voxel
+ROUNDS = 2  # of carving a hull, fitting inside it and comparing; a third gained nothing
+STEPS_BETWEEN = 30  # of a round's fit
+SURFACE_POINTS = 2000  # at which frames are compared with each other
+MOST_JOINT_VIEWS = 40  # warps of more views are found one by one: memory grows with the square
+MISSES_BEFORE, MISSES_AFTER = 1, 1  # silhouettes that may be wrong about a voxel
 TELL_EVERY = 5  # steps; a fifth of a second on two cores
 FEWEST_VIEWS = 6  # fewer do not say which of them is wrong
 
@@ -94,16 +97,19 @@ def reach_consensus(
         fit.align(aligner)
     if not aligner.disagrees():
         return None
-    # from here on with a hull of corrected masks
-    corrected = aligner.corrected_views(small)
-    with closing(_CoarseFit(corrected, MISSES_AFTER, config.seed, aligner)) as fit:
-        aligner.centre, aligner.half_size = fit.hull.centre, fit.hull.half_size
-        for number in range(ROUNDS):
-            text = f"Aligning the frames, round {number + 1} of {ROUNDS}"
-            if finish():
-                break
+    points = SURFACE_POINTS if len(views) <= MOST_JOINT_VIEWS else 0
+    for number in range(ROUNDS):
+        text = f"Aligning the frames, round {number + 1} of {ROUNDS}"
+        if finish():
+            break
+        # from here on with a hull of corrected masks
+        corrected = aligner.corrected_views(small)
+        with closing(_CoarseFit(corrected, MISSES_AFTER, config.seed, aligner)) as fit:
+            aligner.centre, aligner.half_size = fit.hull.centre, fit.hull.half_size
             fit.take_steps(STEPS_BETWEEN, tell)
-            fit.align(aligner)
+            surface = fit.surface_points(corrected, points) if points else None
+            tell()
+            fit.align(aligner, surface)
     longer = max(views.cameras.width, views.cameras.height)
     return Consensus(aligner.corrected_views(views), aligner.report(longer))
 
@@ -142,7 +148,7 @@ class _CoarseFit:
         config = COARSE
         if views.device.type == "cuda":
             config = COARSE.with_changes(views_per_step=GPU_VIEWS_PER_STEP)
-        generator = torch.Generator().manual_seed(seed)
+        self._generator = generator = torch.Generator().manual_seed(seed)
         hull = tight_visual_hull(views, COARSE_HULL, tolerated_misses=misses)
         self.hull = trim_unseen(hull, views)
         start, spacing = splats_from_hull(self.hull, views, COARSE.initial_splats, 0, generator)
@@ -173,11 +179,15 @@ class _CoarseFit:
             self.stepper.step()
 
     @torch.no_grad()
-    def align(self, aligner: FrameAligner) -> None:
-        """Compare all frames with pictures of the splat as it is now; both move."""
+    def align(self, aligner: FrameAligner, surface: SurfacePoints | None = None) -> None:
+        """Compare all frames with the splat as it is now, or over a surface; all move."""
         means = self.parameters.values["means"]
         rendered = rasterize(*self.parameters.activated(), self.pinholes)
-        means += aligner.update(rendered, means.detach())
+        means += aligner.update(rendered, means.detach(), surface)
+
+    def surface_points(self, views: Views, count: int) -> SurfacePoints:
+        """Points of the hull as these views see it."""
+        return SurfacePoints.of(self.hull, views, count, self._generator)
 
     def close(self) -> None:
         """Give the memory back."""
