@@ -183,10 +183,13 @@ def run_all(run, arguments, device, dtype):
 def test_agrees_with_the_oracle_in_float64(run, device, rays, samples, channels, sharpness, anneal):
     arguments = scene(rays, samples, channels, samples, sharpness, anneal)
     tolerance = 1e-4 if channels else 1e-2  # opacity alone: gradients of next to nothing
+    # CUDA's sigmoid is off by an ulp or two where it is nearly 1 and should cancel: then what is
+    # left of a gradient, inv_s y (1 - y), is off by inv_s times that, for the torch twin as well
+    noise = sharpness * torch.finfo(torch.float32).eps if device.type == "cuda" else 1e-7
     mine = run_all(run, arguments, device, torch.float32)
     for a, b in zip(mine, run_all(composite_torch, arguments, CPU, torch.float64), strict=True):
         assert a.shape == b.shape
-        assert float((a - b).norm()) <= tolerance * float(b.norm()) + 1e-7
+        assert float((a - b).norm()) <= tolerance * float(b.norm()) + noise
 
 
 @each_engine
