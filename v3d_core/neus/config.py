@@ -26,7 +26,7 @@ class NeusFitConfig:
     sphere_radius: float = 0.5  # of the start "sphere"
     # field
     levels: int = 12  # of the hash grid
-    coarsest: int = 16  # its cells along the cube at the first level
+    coarsest: int = 16  # its vertices along the cube at the first level
     finest: int = 384  # and at the last
     log2_entries: int = 17  # entries of a level at most
     hidden: int = 48  # units of the one hidden layer, of the distance and of the colour
@@ -43,10 +43,10 @@ class NeusFitConfig:
     colour_weight: float = 1.0  # of the L1 distance to the picture
     mask_weight: float = 0.1  # of the cross entropy between opacity and mask
     eikonal_weight: float = 0.05  # of (|gradient| - 1)^2 at the samples
-    sparsity_weight: float = 0.0  # of exp(-100 |distance|) at points all over the cube
+    sparsity_weight: float = 0.0  # of exp(-100 |distance|) at points all over the band
     smoothness_weight: float = 0.0  # of the change of the gradient over a small step
-    smoothness_step: float = 0.01  # standard deviation of that step
-    curvature_weight: float = 0.0  # of the mean curvature at points all over the band
+    smoothness_step: float = 0.01  # standard deviation of that step; the curvature's step
+    curvature_weight: float = 0.0  # of the mean |curvature| at points all over the band
     normal_weight: float = 0.1  # of normals that came with the views; V3D's README sets 0.1
     trimmed: float = 0.0  # share of the rays with the largest error that are left out
     extra_points: int = 2048  # for the three losses off the rays

@@ -57,7 +57,7 @@ def normal_loss(
 
 
 def sparsity_loss(sdf: Tensor) -> Tensor:  # [N], in units of half the cube
-    """Mean of exp(-100 |distance|): no surface where nobody looks."""
+    """Mean of exp(-100 |distance|): few surfaces besides the one that the pictures ask for."""
     return torch.exp(-SPARSITY_SHARPNESS * sdf.abs()).mean()
 
 
