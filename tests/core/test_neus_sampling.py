@@ -276,3 +276,13 @@ def test_normals_of_camera_axes_come_in_world_axes():
     expected = torch.stack([towards, up, torch.zeros(3)])[view]
     torch.testing.assert_close(rays.normals, expected, rtol=0, atol=1e-6)
     assert pool_of(views_with(masks)).rays(torch.zeros(1, dtype=torch.int64), 5).normals is None
+
+
+@pytest.mark.parametrize("start", [BALL, TWO_BALLS], ids=["ball", "two balls"])
+@pytest.mark.parametrize("share", [0.0, 0.75])
+def test_no_section_with_a_length_is_left_out(start, share):
+    """Not the last one either, nor one on both sides of a gap."""
+    samples = place(*rays_at_cube(200), start=start, share=share)
+    torch.testing.assert_close(
+        (samples.deltas * samples.inside).sum(1), samples.deltas.sum(1), rtol=0, atol=2e-5
+    )

@@ -61,6 +61,15 @@ class NeusFitConfig:
         for name in ("steps", "rays", "samples", "levels", "hidden", "refresh_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("band", "inv_s", "sphere_radius"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name):g}")
+        if self.start_resolution < 32:
+            raise ValueError(
+                f"start_resolution must be at least 32 cells, got {self.start_resolution}"
+            )
+        if self.mask_misses < 0:
+            raise ValueError(f"mask_misses must not be negative, got {self.mask_misses}")
         if self.start not in START_CHOICES:
             raise ValueError(f"start must be one of {START_CHOICES}, got {self.start!r}")
         if self.resolution < 0 or 0 < self.resolution < 16:

@@ -27,6 +27,7 @@ from .start import start_shape
 
 STRIDE = 5  # steps between two looks at `finish` and at Cancel
 CPU_STRIDE = 2  # a step takes up to half a second on two busy cores
+LOOK_FROM = 0.9  # fraction of the run after which errors count for the report
 PREVIEW_SIZE = 192  # px, longer side
 
 
@@ -138,6 +139,7 @@ class _Run:
     def optimise(self, finish: Callable[[], bool]) -> None:
         """Steps, in strides that are short enough to cancel within a second."""
         config, stepper = self.config, self.stepper
+        counted = False  # the report tells of the end of the run
         stride = CPU_STRIDE if self.field.device.type == "cpu" else STRIDE
         try:
             while self.steps < config.steps:
@@ -152,6 +154,9 @@ class _Run:
                 if finish():
                     self.stopped = "finish now"
                     break
+                if not counted and LOOK_FROM * config.steps <= self.steps < config.steps:
+                    stepper.forget_errors()
+                    counted = True
             self.loss, self.psnr = stepper.look()
         finally:
             stepper.close()

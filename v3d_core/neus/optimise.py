@@ -49,7 +49,8 @@ class Stepper:
         self.position = torch.zeros(1, dtype=torch.int64, device=device)
         self.anneal = torch.zeros((), device=device)
         self.known = start.distance.repeat(2, 1, 1, 1) * field.half_size  # found last, and start
-        self.band = config.band * field.half_size
+        # a sphere says nothing about where the object is
+        self.band = config.band * field.half_size if config.start == "hull" else math.inf
         near = torch.nonzero(self.known[1] < self.band)
         self._near = near
         self._near_points = self._cells(near)
@@ -134,13 +135,17 @@ class Stepper:
         self._stride = event
 
     def look(self) -> tuple[float, float]:
-        """Mean loss and PSNR over the rays since the last look; waits for the device."""
+        """Mean loss and PSNR over the rays since the last look or `forget_errors`; waits for the device."""
         steps = max(1, self.taken - self._looked)
         loss, error = (float(x) / steps for x in (self.loss, self.squared_error))
+        self.forget_errors()
+        return loss, -10 * math.log10(max(error, 1e-10))
+
+    def forget_errors(self) -> None:
+        """Begin the means of `look` anew; only enqueued on CUDA."""
         self.loss.zero_()
         self.squared_error.zero_()
         self._looked = self.taken
-        return loss, -10 * math.log10(max(error, 1e-10))
 
     def close(self) -> None:
         """Give the memory of the captured step back."""
@@ -179,7 +184,7 @@ class Stepper:
         sampled = field.evaluate(points.reshape(-1, 3))
         normals = F.normalize(sampled.gradients, dim=-1)
         values = field.shade(sampled.inputs, normals, directions)
-        if rays.normals is not None:
+        if rays.normals is not None and c.normal_weight:
             values = torch.cat([values, normals], dim=-1)
         cosines = (directions * sampled.gradients).sum(-1)
         shape = samples.deltas.shape

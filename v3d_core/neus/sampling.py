@@ -13,7 +13,7 @@ from ..structures import Views
 
 STEPS_ALONG = 96  # places on a ray at which the last known surface is looked up
 SHARPNESS = 4.0  # of that surface, in steps: it counts over about one step either side
-GOLDEN = (math.sqrt(5) - 1) / 2  # its multiples fill [0, 1) evenly (Weyl's sequence)
+GOLDEN = 2654435769  # of 2^32, the golden section: its multiples fill [0, 1) evenly (Weyl 1916)
 MARGIN = 0.024  # of the longer side around the masks, where rays shall find nothing (12 px of 512)
 
 
@@ -63,7 +63,8 @@ class PixelPool:
         """Batch number `position` [1] of `count` rays each, in the pool's order; on the device."""
         number = position * count + torch.arange(count, device=self.order.device)
         flat = self.order[number % len(self.order)].long()
-        jitter = (number.double() * GOLDEN).frac().to(self.pictures.dtype)
+        # in whole numbers, for devices without float64
+        jitter = ((number * GOLDEN) % 2**32).to(self.pictures.dtype) / 2**32
         return self._rays_of(flat, jitter)
 
     def _rays_of(self, flat: Tensor, jitter: Tensor) -> Rays:
@@ -169,9 +170,12 @@ def place_samples(
     outside = F.pad((~in_band).to(t.dtype).cumsum(-1), (1, 0)) / STEPS_ALONG
     skipped = outside.gather(1, bins) + (~in_band).gather(1, bins) * part / STEPS_ALONG
     deltas = (edges[:, 1:] - edges[:, :-1]) - (skipped[:, 1:] - skipped[:, :-1])
-    middles = edges[:, :-1] + (edges[:, 1:] - edges[:, :-1]) / 2
-    middle_bins = (middles * STEPS_ALONG).long().clamp(0, STEPS_ALONG - 1)
-    inside = in_band.gather(1, middle_bins) & (deltas > 0)
+    # half of a section's length lies before its middle, which therefore lies in the band
+    within = even.cumsum(-1) / STEPS_ALONG
+    halfway = ((edges - skipped)[:, :-1] + (edges - skipped)[:, 1:]) / 2
+    at = torch.searchsorted(within, halfway.contiguous()).clamp(0, STEPS_ALONG - 1)
+    middles = (at + 1) / STEPS_ALONG - (within.gather(1, at) - halfway)
+    inside = in_band.gather(1, at) & (deltas > 0)
     return Samples(
         near[:, None] + length[:, None] * middles, (length[:, None] * deltas).clamp(min=0), inside
     )

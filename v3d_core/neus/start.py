@@ -173,13 +173,14 @@ def parabola_minima(cells: Tensor) -> Tensor:  # [R, R, R] bool -> [R, R, R]
 def _blurred(values: Tensor) -> Tensor:  # [R, R, R]
     """Gaussian blur by `HULL_BLUR` cells; what is beyond an edge equals the edge."""
     reach = math.ceil(4 * HULL_BLUR)
-    offsets = torch.arange(-reach, reach + 1, device=values.device, dtype=values.dtype)
-    line = torch.exp(-0.5 * (offsets / HULL_BLUR) ** 2)
-    line = line / line.sum()
+    weights = [math.exp(-0.5 * (k / HULL_BLUR) ** 2) for k in range(-reach, reach + 1)]
     for axis in range(3):
-        shape, padding = [1, 1, 1, 1, 1], [0] * 6
-        shape[2 + axis] = len(line)
+        padding = [0] * 6
         padding[4 - 2 * axis] = padding[5 - 2 * axis] = reach
-        padded = F.pad(values[None, None], padding, mode="replicate")
-        values = F.conv3d(padded, line.view(shape))[0, 0]
+        padded = F.pad(values[None, None], padding, mode="replicate")[0, 0]
+        # sums of slices: a convolution would be in TF32 on CUDA
+        values = torch.zeros_like(values)
+        for shift, weight in enumerate(weights):
+            part = padded.narrow(axis, shift, values.shape[axis])
+            values += part * (weight / sum(weights))
     return values
