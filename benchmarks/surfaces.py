@@ -3,7 +3,7 @@
     python benchmarks/surfaces.py DATA --methods hull splat neus --out surfaces.json
 
 Every method starts from the same views in memory. `splat` and `core` mesh the splat that is fitted
-first (its seconds count), `neus` starts from that splat's depth, `neus-alone` from the masks.
+first (its seconds count), `neus` starts from that splat's depth and normals, `neus-alone` from the masks.
 `core` is ComfyUI's own node "Extract Mesh from Splat" with its defaults; it needs COMFYUI_PATH.
 Objects are folders with transforms_train.json, gt_mesh.ply and gt_points.npz.
 """
@@ -37,6 +37,7 @@ from v3d_core.mesh.fusion import DistanceVolume  # noqa: E402
 from v3d_core.neus.config import NEUS_PRESETS, neus_preset  # noqa: E402
 from v3d_core.neus.extract import extract_mesh  # noqa: E402
 from v3d_core.neus.fit import fit_neus  # noqa: E402
+from v3d_core.neus.guides import SPLAT_NORMALS_UNTIL, guided  # noqa: E402
 from v3d_core.neus.start import distance_to_occupied  # noqa: E402
 from v3d_core.report import peak_memory_mib  # noqa: E402
 from v3d_core.splats.config import splat_preset  # noqa: E402
@@ -116,9 +117,9 @@ def core_mesh(views: Views, options: argparse.Namespace) -> Mesh:
 def neus_mesh(views: Views, options: argparse.Namespace) -> Mesh:
     """The surface fit, from the depth of a fitted splat."""
     fit = splat_of(views, options)
-    depths = render_splats(fit.splats, fit.views.cameras).depths
     misses = MISSES_AFTER if fit.report["frames"] == "disagree" else 0
-    return _fitted(fit.views, options, misses, depths)
+    views, depths = guided(fit.views, fit.splats, render_splats, normals=True)
+    return _fitted(views, options, misses, depths)
 
 
 def neus_mesh_alone(views: Views, options: argparse.Namespace) -> Mesh:
@@ -132,6 +133,8 @@ def neus_mesh_alone(views: Views, options: argparse.Namespace) -> Mesh:
 def _fitted(views: Views, options, misses: int, depths: torch.Tensor | None) -> Mesh:
     config = neus_preset(options.preset, views.device.type)
     config = config.with_changes(seed=options.seed, mask_misses=misses, steps=options.steps)
+    if depths is not None:
+        config = config.with_changes(normal_until=SPLAT_NORMALS_UNTIL)
     field = fit_neus(views, config, depths=depths).field
     return extract_mesh(field, options.resolution)
 

@@ -14,7 +14,7 @@ from comfy_api.v0_0_2 import io
 from ..v3d_core.neus.config import NEUS_PRESETS, NeusFitConfig, neus_preset
 from ..v3d_core.neus.extract import DEFAULT_RESOLUTION, ExtractConfig, extract_mesh
 from ..v3d_core.neus.fit import fit_neus
-from ..v3d_core.neus.guides import guided
+from ..v3d_core.neus.guides import SPLAT_NORMALS_UNTIL, guided
 from ..v3d_core.neus.store import load_field, save_field
 from ..v3d_core.normals import NORMALS_CONVENTIONS
 from ..v3d_core.splats.consensus import MISSES_AFTER, align_frames
@@ -113,11 +113,12 @@ class V3DFitNeuS(io.ComfyNode):
                 ),
                 io.Boolean.Input(
                     "splat_normals",
-                    default=False,
+                    default=True,
                     optional=True,
                     advanced=True,
-                    tooltip="Follow the normals of the splat's depth where no normal maps are "
-                    "given. Smoother, and as wrong as the splat is. Needs a splat.",
+                    tooltip="With a splat and without normal maps: follow the normals of the "
+                    "splat's depth, less and less. Finds hollows that colours alone do not; a "
+                    "round, closed object is as exact without.",
                 ),
                 io.Boolean.Input(
                     "views_between",
@@ -143,12 +144,11 @@ class V3DFitNeuS(io.ComfyNode):
     @named_errors
     def execute(
         cls, views, preset, seed, frames, steps, resolution, normals_convention,
-        normals=None, splat=None, splat_normals=False, views_between=False,
+        normals=None, splat=None, splat_normals=True, views_between=False,
     ) -> io.NodeOutput:  # fmt: skip
-        if splat is None and (splat_normals or views_between):
+        if splat is None and views_between:
             raise ValueError(
-                "splat_normals and views_between need a splat; connect one from V3D Fit Splat, or "
-                "switch them off"
+                "views_between needs a splat; connect one from V3D Fit Splat, or switch it off"
             )
         if normals is not None:
             decoded = normals_from_image(normals, views.masks, normals_convention)
@@ -165,6 +165,8 @@ class V3DFitNeuS(io.ComfyNode):
             supervision, depths = views, None
             if splat is not None:
                 splats = owned(splats_from_host(splat), device)
+                if splat_normals and views.normals is None:
+                    config = config.with_changes(normal_until=SPLAT_NORMALS_UNTIL)
                 supervision, depths = guided(
                     views, splats, render_splats, normals=splat_normals, between=views_between
                 )

@@ -29,6 +29,7 @@ from .metrics import score_views
 from .neus.config import NeusFitConfig
 from .neus.extract import extract_mesh
 from .neus.fit import fit_neus
+from .neus.guides import SPLAT_NORMALS_UNTIL, guided
 from .neus.store import save_field
 from .progress import Progress, silent
 from .report import Stopwatch, environment, memory
@@ -123,9 +124,11 @@ def reconstruct(
         with stopwatch.stage("neus"), stage_progress("fit NeuS") as progress:
             if fit.report["frames"] == "disagree":
                 neus_config = neus_config.with_changes(mask_misses=MISSES_AFTER)
-            depths = render_splats(splats, fit.views.cameras).depths
+            if fit.views.normals is None:
+                neus_config = neus_config.with_changes(normal_until=SPLAT_NORMALS_UNTIL)
             # aligned where they disagreed
-            surface = fit_neus(fit.views, neus_config, depths=depths, progress=progress)
+            guide, depths = guided(fit.views, splats, render_splats, normals=True)
+            surface = fit_neus(guide, neus_config, depths=depths, progress=progress)
         save_field(out / FIELD_NAME, surface.field)
         with stopwatch.stage("mesh"), stage_progress("mesh") as progress:
             mesh = extract_mesh(surface.field, progress=progress)

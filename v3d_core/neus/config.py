@@ -48,6 +48,7 @@ class NeusFitConfig:
     smoothness_step: float = 0.01  # standard deviation of that step; the curvature's step
     curvature_weight: float = 0.0  # of the mean |curvature| at points all over the band
     normal_weight: float = 0.1  # of normals that came with the views; V3D's README sets 0.1
+    normal_until: float = 0.0  # fraction of the run at which that weight is down to 0; 0 = it stays
     trimmed: float = 0.0  # share of the rays with the largest error that are left out
     extra_points: int = 2048  # for the three losses off the rays
     # learning rates of Adam

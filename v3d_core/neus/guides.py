@@ -24,6 +24,7 @@ STEEPEST = (
 SOLID = 0.9  # coverage of a pixel and its neighbours from which their depths make a normal
 
 
+SPLAT_NORMALS_UNTIL = 1.0  # fraction of the run over which a splat's normals lose their weight
 BLACK = (0.0, 0.0, 0.0)
 
 

@@ -48,6 +48,7 @@ class Stepper:
         device = field.device
         self.position = torch.zeros(1, dtype=torch.int64, device=device)
         self.anneal = torch.zeros((), device=device)
+        self.normal_weight = torch.full((), config.normal_weight, device=device)
         self.known = start.distance.repeat(2, 1, 1, 1) * field.half_size  # found last, and start
         # a sphere says nothing about where the object is
         self.band = config.band * field.half_size if config.start == "hull" else math.inf
@@ -100,6 +101,9 @@ class Stepper:
             else:
                 group["lr"] = value
         self.anneal.fill_(min(1.0, fraction / c.anneal_until) if c.anneal_until > 0 else 1.0)
+        if c.normal_until > 0:
+            left = max(0.0, 1 - fraction / c.normal_until)
+            self.normal_weight.fill_(c.normal_weight * left)
         joined = min(1.0, fraction / c.active_until) if c.active_until > 0 else 1.0
         active = c.active_levels + (c.levels - c.active_levels) * joined
         level = torch.arange(c.levels, dtype=torch.float32)
@@ -207,7 +211,7 @@ class Stepper:
             + c.eikonal_weight * eikonal_loss(sampled.gradients, samples.inside.view(-1))
         )
         if rays.normals is not None and c.normal_weight:
-            loss = loss + c.normal_weight * normal_loss(
+            loss = loss + self.normal_weight * normal_loss(
                 seen.values[:, 3:], rays.normals, rays.directions, c.trimmed
             )
         if self._points is not None:

@@ -114,10 +114,10 @@ def test_a_splat_of_the_views_may_be_connected():
 def test_a_splat_gives_normals_and_views_between_that_the_views_handed_on_do_not_have():
     from scenes import asymmetric_splats
 
-    with pytest.raises(ValueError, match=r"^V3D Fit NeuS: .* need a splat; connect one"):
+    with pytest.raises(ValueError, match=r"^V3D Fit NeuS: .* needs a splat; connect one"):
         fit(views_between=True)
     splat = pack("nodes.convert").splats_to_host(asymmetric_splats())
-    _, _, views = fit(splat=splat, steps=2, splat_normals=True, views_between=True)
+    _, _, views = fit(splat=splat, steps=2, views_between=True)
     assert len(views) == 8
     length = views.normals.norm(dim=-1)
     assert bool((length > 0.99).any()) and not bool(length[views.masks == 0].any())
