@@ -257,19 +257,18 @@ def main() -> None:
     if not folders:
         raise SystemExit(f"{options.data}: no folder in it has a gt_points.npz")
     warm_up(folders[0], options)
-    objects = {
-        folder.name: {method: measure(folder, method, options) for method in options.methods}
-        for folder in folders
-    }
     results = {
-        "objects": objects,
+        "objects": {},
         "preset": options.preset,
         "splat_preset": options.splat_preset,
         "resolution": options.resolution,
         "runs": options.runs,
     }
-    stored = record.make_record(options, results)
-    record.store(stored, options.out)
+    for folder in folders:
+        measured = {method: measure(folder, method, options) for method in options.methods}
+        results["objects"][folder.name] = measured
+        stored = record.make_record(options, results)
+        record.store(stored, options.out)  # what is done is kept if the rest takes too long
     print(markdown(stored))
     print(f"\n{stored['command']}\n{record.source_line(stored)}")
 
