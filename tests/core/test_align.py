@@ -9,7 +9,8 @@ import torch
 from v3d_core.cameras import Orbit, orbit_cameras, project_points
 from v3d_core.splats.align import AlignConfig, FrameAligner, robust_gains
 from v3d_core.splats.align_solve import field_basis, square_root_rows, surface_cells
-from v3d_core.splats.align_warp import (
+from v3d_core.structures import Views
+from v3d_core.view_warps import (
     evaluate_warps,
     node_positions,
     pixel_positions,
@@ -17,7 +18,6 @@ from v3d_core.splats.align_warp import (
     spline_basis,
     warp_precision,
 )
-from v3d_core.structures import Views
 
 SIZE = 64
 RADIUS = 0.6

@@ -8,15 +8,16 @@ import torch
 from v3d_core.cameras import Orbit, orbit_cameras, project_points
 from v3d_core.splats.align import AlignConfig, FrameAligner
 from v3d_core.splats.align_points import PointRows, SurfacePoints, point_rows
-from v3d_core.splats.align_solve import JointEquations, field_basis, view_precision
-from v3d_core.splats.align_warp import (
+from v3d_core.splats.align_solve import JointEquations, field_basis
+from v3d_core.structures import Views
+from v3d_core.view_warps import (
     evaluate_warps,
     pixel_positions,
     read_at,
     read_displaced,
+    view_precision,
     warp_precision,
 )
-from v3d_core.structures import Views
 from v3d_core.visual_hull import carve_visual_hull
 
 SIZE, VIEWS, RADIUS = 64, 9, 0.6

@@ -27,22 +27,22 @@ from torch import Tensor
 
 from ..images import premultiply, unpremultiply
 from ..structures import Cameras, Views
-from .align_points import SurfacePoints, point_rows
-from .align_solve import (
-    JointEquations,
-    field_basis,
-    square_root_rows,
-    surface_cells,
-    view_precision,
-)
-from .align_warp import (
+from ..view_warps import (
     evaluate_warps,
     gaussian_blur,
     picture_gradients,
     pixel_positions,
     read_displaced,
     spline_basis,
+    view_precision,
     warp_precision,
+)
+from .align_points import SurfacePoints, point_rows
+from .align_solve import (
+    JointEquations,
+    field_basis,
+    square_root_rows,
+    surface_cells,
 )
 
 

@@ -19,8 +19,8 @@ from torch import Tensor
 from ..cameras import project_points
 from ..structures import Cameras, Views
 from ..unseen import see_surface
+from ..view_warps import picture_gradients, read_at, spline_basis
 from ..visual_hull import VisualHull
-from .align_warp import picture_gradients, read_at, spline_basis
 
 LEAST_FACING = 0.2  # cosine to the view; at more grazing angles a reading says little
 EDGE_SLACK = 8.0  # voxels; a surface that much nearer, a cell away, may cover the point

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from ..cameras import project_points
 from ..structures import Cameras
+from ..view_warps import pixel_positions
 from .align_points import PointRows
-from .align_warp import pixel_positions
 
 
 class JointEquations:
@@ -114,30 +114,6 @@ class JointEquations:
         step = -torch.cholesky_solve(self.right[:, None], factor)[:, 0]
         warps, field = step[: self.warp_unknowns], step[self.warp_unknowns :]
         return warps.view(self.views, 2, -1), field.view(-1, 3)
-
-
-def view_precision(
-    cameras: Cameras,
-    centre: Tensor,  # [3]
-    length: float,
-    own: float,
-) -> Tensor:  # [V, V] float64
-    """Inverse correlation of warps seen from different sides.
-
-    What a video model does to a frame it does similarly to the next: Matern (nu = 3/2) in the
-    distance of the viewing directions on the unit sphere. The order of the views is not used.
-
-    Args:
-        cameras: Of the views.
-        centre: Of the object, world units.
-        length: Distance over which warps change.
-        own: Share of the variance that a view shares with no other.
-    """
-    towards = F.normalize(cameras.centres - centre, dim=-1).double()
-    scaled = math.sqrt(3) / length * (towards[:, None] - towards).norm(dim=-1)
-    correlation = (1 - own) * (1 + scaled) * torch.exp(-scaled)
-    correlation.diagonal().add_(own)
-    return torch.linalg.inv_ex(correlation)[0].contiguous()
 
 
 def surface_cells(

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .structures import Cameras
+
 
 def pixel_positions(height: int, width: int, like: Tensor) -> Tensor:  # [H, W, 2]
     """Pixel centres (x, y) in fractions of the longer side, (0, 0) in the picture's middle."""
@@ -67,6 +69,30 @@ def warp_precision(
     covariance = flow_std**2 * (1 + scaled) * torch.exp(-scaled)
     covariance = covariance + shift_std**2 + zoom_std**2 * (x[:, None] * x + y[:, None] * y)
     return torch.linalg.inv(covariance)
+
+
+def view_precision(
+    cameras: Cameras,
+    centre: Tensor,  # [3]
+    length: float,
+    own: float,
+) -> Tensor:  # [V, V] float64
+    """Inverse correlation of warps seen from different sides.
+
+    What a video model does to a frame it does similarly to the next: Matern (nu = 3/2) in the
+    distance of the viewing directions on the unit sphere. The order of the views is not used.
+
+    Args:
+        cameras: Of the views.
+        centre: Of the object, world units.
+        length: Distance over which warps change.
+        own: Share of the variance that a view shares with no other.
+    """
+    towards = F.normalize(cameras.centres - centre, dim=-1).double()
+    scaled = math.sqrt(3) / length * (towards[:, None] - towards).norm(dim=-1)
+    correlation = (1 - own) * (1 + scaled) * torch.exp(-scaled)
+    correlation.diagonal().add_(own)
+    return torch.linalg.inv_ex(correlation)[0].contiguous()
 
 
 def read_displaced(
