@@ -49,6 +49,7 @@ OPTIONAL_PACKAGES = {
         OptionalPackage("transformers", "transformers", "CLIP without ComfyUI"),
         OptionalPackage("rembg", "rembg", "cutting out the object of a photograph"),
         OptionalPackage("onnxruntime", "onnxruntime", "the runtime of rembg"),
+        OptionalPackage("pxr", "usd-core", "writing .usdz files for phones"),
     )
 }
 
@@ -77,6 +78,24 @@ def load(module: str) -> ModuleType:
         raise MissingPackageError(
             f"{package.module} ({package.purpose}) {reason}; pip install {package.install}"
         ) from error
+
+
+def load_usd() -> ModuleType:
+    """Pixar's `pxr` with the modules that a .usdz file is made with.
+
+    Raises:
+        MissingPackageError: usd-core is absent or broken.
+    """
+    package = load("pxr")
+    try:
+        for name in ("Sdf", "Tf", "Usd", "UsdGeom", "UsdShade", "UsdUtils", "Vt"):
+            importlib.import_module(f"pxr.{name}")
+    except Exception as error:  # a broken compiled wheel raises anything
+        install = OPTIONAL_PACKAGES["pxr"].install
+        raise MissingPackageError(
+            f"pxr does not import ({error}); pip install --force-reinstall {install}"
+        ) from error
+    return package
 
 
 def load_lpips_network() -> tuple[torch.nn.Module | None, str]:

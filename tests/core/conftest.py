@@ -21,6 +21,7 @@ def _load(name):
 
 tiny_models = _load("tiny_models")
 _load("live_tensors")
+_load("mesh_samples")
 
 
 @pytest.fixture(scope="session")

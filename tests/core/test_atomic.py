@@ -102,7 +102,28 @@ def test_texts_that_name_files_move_last(tmp_path, monkeypatch):
     with atomic_folder(tmp_path) as staging:
         for name in ("a.json", "z.png", "b.obj", "m.mtl"):
             (staging / name).write_text("")
-    assert moved[:2] == ["m.mtl", "z.png"] and sorted(moved[2:]) == ["a.json", "b.obj"]
+    assert moved == ["z.png", "m.mtl", "a.json", "b.obj"]
+
+
+@pytest.mark.parametrize("failing", ["a.png", "m.mtl", "b.obj"])
+def test_a_move_that_fails_undoes_those_before_it(tmp_path, monkeypatch, failing):
+    real = os.replace
+
+    def refuse(source, target):
+        if source.name == failing:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(source, target)
+
+    (tmp_path / "a.png").write_text("old picture")
+    (tmp_path / "b.obj").write_text("old mesh")
+    monkeypatch.setattr(os, "replace", refuse)
+    with pytest.raises(OutputError, match="the disk is full"), atomic_folder(tmp_path) as staging:
+        for name in ("a.png", "m.mtl", "b.obj"):
+            (staging / name).write_text("new")
+    assert {p.name: p.read_text() for p in tmp_path.iterdir()} == {
+        "a.png": "old picture",
+        "b.obj": "old mesh",
+    }
 
 
 @pytest.mark.parametrize("interruption", [KeyboardInterrupt, OSError(errno.ENOSPC, "full")])

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 _FULL = {errno.ENOSPC, errno.EFBIG} | ({errno.EDQUOT} if hasattr(errno, "EDQUOT") else set())
+_NAMED_LAST = (".mtl", ".ply", ".json", ".txt", ".obj")  # suffixes of files that name others
 _STEM_IN_TEMPORARY_NAME = 40  # characters; keeps long names below the 255 of most file systems
 
 
@@ -62,9 +63,10 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
 def atomic_folder(folder: str | os.PathLike[str]) -> Iterator[Path]:
     """Give an empty folder to fill; its files move into `folder` when the block ends well.
 
-    Files of other names that `folder` already holds stay. Moving only renames, and the texts that
-    name other files (.json, .txt, .obj) move last, so a reader never finds a name without its
-    file. An early end leaves `folder` as it was.
+    Files of other names that `folder` already holds stay. Moving only renames, and what names
+    other files (.mtl, then .ply, .json, .txt, .obj) moves last, so a reader never finds a name
+    without its file. An early end leaves `folder` as it was; when a move fails, those before it
+    are undone.
 
     Args:
         folder: Where the files shall be; made when missing.
@@ -85,12 +87,32 @@ def atomic_folder(folder: str | os.PathLike[str]) -> Iterator[Path]:
             yield staging
         with _readable_errors(target):
             files = [file for file in staging.rglob("*") if file.is_file()]
-            for file in sorted(files, key=lambda f: (f.suffix in (".json", ".txt", ".obj"), f)):
-                final = target / file.relative_to(staging)
-                final.parent.mkdir(parents=True, exist_ok=True)
-                os.replace(file, final)
+            order = {suffix: place for place, suffix in enumerate(_NAMED_LAST)}
+            files.sort(key=lambda file: (order.get(file.suffix, -1), file))
+            _move_all({file: target / file.relative_to(staging) for file in files}, staging)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def _move_all(moves: dict[Path, Path], staging: Path) -> None:
+    """Rename every key to its value, replacing; an error undoes what was done."""
+    undo: list[tuple[Path, Path | None]] = []  # a file in place, and what was there before
+    try:
+        for number, (source, final) in enumerate(moves.items()):
+            final.parent.mkdir(parents=True, exist_ok=True)
+            before = None
+            if final.is_file():
+                before = staging / f"before.{number}"
+                os.replace(final, before)
+            undo.append((final, before))
+            os.replace(source, final)
+    except BaseException:
+        for final, before in reversed(undo):
+            if before is None:
+                final.unlink(missing_ok=True)
+            else:
+                os.replace(before, final)
+        raise
 
 
 def _temporary_name(target: Path) -> str:
