@@ -7,7 +7,9 @@ linear. Values coming in are copied where they need work and never changed.
 
 from __future__ import annotations
 
+import inspect
 import math
+from collections.abc import Sequence
 
 import torch
 from comfy import model_management
@@ -114,37 +116,84 @@ def splats_from_host(splat: Types.SPLAT) -> GaussianSplats:
 # --- meshes -------------------------------------------------------------------------------------
 
 
-def mesh_to_host(mesh: Mesh) -> Types.MESH:
-    """Core's MESH with one item; vertex colours leave linear and unlit.
+def mesh_to_host(mesh: Mesh, unlit: bool | None = None) -> Types.MESH:
+    """Core's MESH with one item; see `meshes_to_host`."""
+    return meshes_to_host([mesh], unlit)
 
-    Without `unlit` core writes vertex-coloured GLB files without a material, which viewers show
-    as black metal. Keywords only: newer hosts have more arguments in between.
+
+def meshes_to_host(meshes: Sequence[Mesh], unlit: bool | None = None) -> Types.MESH:
+    """Core's MESH of a batch: padded, with counts where sizes differ; vertex colours leave linear.
+
+    `unlit` None: yes if there are any colours, since those fitted from pictures contain the light;
+    without it core writes vertex-coloured GLB files without a material, which viewers show as
+    black metal. Keywords only: newer hosts have more arguments in between. Normals go along where
+    the host keeps them.
     """
     device = model_management.intermediate_device()
-
-    def batch(tensor: Tensor | None) -> Tensor | None:
-        return None if tensor is None else tensor.detach().to(device)[None]
-
-    colours = mesh.vertex_colours
+    colours = [None if m.vertex_colours is None else m.vertex_colours.float() for m in meshes]
+    linear = [None if colour is None else srgb_to_linear(colour) for colour in colours]
+    coloured = colours[0] is not None or meshes[0].texture is not None
+    sizes = {(len(m.vertices), len(m.faces)) for m in meshes}
+    counts = {}
+    if len(sizes) > 1:
+        counts["vertex_counts"] = torch.tensor([len(m.vertices) for m in meshes], device=device)
+        counts["face_counts"] = torch.tensor([len(m.faces) for m in meshes], device=device)
+    if "normals" in inspect.signature(Types.MESH).parameters:
+        normals = [m.normals for m in meshes]
+        counts["normals"] = (
+            None if any(n is None for n in normals) else _batch("normals", normals, device)
+        )
     return Types.MESH(
-        vertices=batch(mesh.vertices.float()),
-        faces=batch(mesh.faces),
-        uvs=batch(mesh.uvs),
-        vertex_colors=batch(None if colours is None else srgb_to_linear(colours.float())),
-        texture=batch(mesh.texture),
-        unlit=mesh.texture is None and colours is not None,
+        vertices=_batch("vertices", [m.vertices.float() for m in meshes], device),
+        faces=_batch("faces", [m.faces for m in meshes], device),
+        uvs=_batch("uvs", [m.uvs for m in meshes], device),
+        vertex_colors=_batch("vertex colours", linear, device),
+        texture=_batch("texture", [m.texture for m in meshes], device, same_size=True),
+        unlit=coloured if unlit is None else unlit,
+        **counts,
     )
 
 
+def _batch(
+    name: str, items: Sequence[Tensor | None], device: torch.device, same_size: bool = False
+) -> Tensor | None:
+    """One tensor of all items, shorter ones padded with zeros at the end."""
+    present = [item.detach().to(device) for item in items if item is not None]
+    if not present:
+        return None
+    if len(present) < len(items):
+        raise ValueError(f"{len(present)} of {len(items)} meshes have {name}; all or none must")
+    shapes = [list(item.shape) for item in present]
+    if same_size and shapes.count(shapes[0]) < len(shapes):
+        raise ValueError(f"the {name}s of a batch must have one size, these have {shapes}")
+    length = max(len(item) for item in present)
+    padded = [torch.cat([x, x.new_zeros(length - len(x), *x.shape[1:])]) for x in present]
+    return torch.stack(padded)
+
+
 def meshes_from_host(mesh: Types.MESH) -> list[Mesh]:
-    """All items of a MESH, without their padding; empty ones are an error."""
-    items = [_mesh_item(mesh, index) for index in range(mesh.vertices.shape[0])]
-    for index, item in enumerate(items):
-        if not len(item.faces):
+    """All items of a MESH of any node, without their padding; empty ones are an error.
+
+    Faces may be int32, vertex colours may have alpha, tensors may be float16 or on the GPU. A
+    texture without uvs is left out, as core's own saver does.
+    """
+    count = mesh.vertices.shape[0]
+    items = []
+    for index in range(count):
+        try:
+            items.append(_mesh_item(mesh, index))
+        except ValueError as error:
+            raise ValueError(f"mesh {index} of {count}: {error}") from error
+        if not len(items[-1].faces):
             raise ValueError(
-                f"mesh {index} of {len(items)} is empty: {len(item.vertices)} vertices, 0 faces"
+                f"mesh {index} of {count} is empty: {len(items[-1].vertices)} vertices, 0 faces"
             )
     return items
+
+
+def is_unlit(mesh: Types.MESH) -> bool:
+    """Whether a MESH asks for colours as they are, without a viewer's lights."""
+    return bool(getattr(mesh, "unlit", False))
 
 
 def _mesh_item(mesh: Types.MESH, index: int) -> Mesh:
@@ -155,16 +204,21 @@ def _mesh_item(mesh: Types.MESH, index: int) -> Mesh:
 
     def item(name: str, part: slice) -> Tensor | None:
         tensor = getattr(mesh, name, None)
-        return None if tensor is None else tensor[index][part].to(CPU, torch.float32)
+        if tensor is None:
+            return None
+        if len(tensor) <= index:
+            raise ValueError(f"{name} are there for {len(tensor)} meshes only")
+        return tensor[index][part].to(CPU, torch.float32)
 
-    colours = item("vertex_colors", vertices)
+    colours, uvs = item("vertex_colors", vertices), item("uvs", vertices)
+    texture = None if uvs is None else item("texture", slice(None))
     return Mesh(
         vertices=mesh.vertices[index][vertices].to(CPU, torch.float32),
         faces=mesh.faces[index][faces].to(CPU, torch.int64),
         normals=item("normals", vertices),
-        uvs=item("uvs", vertices),
+        uvs=uvs,
         vertex_colours=None if colours is None else linear_to_srgb(colours[:, :3].clamp(0, 1)),
-        texture=item("texture", slice(None)),
+        texture=None if texture is None else texture[..., :3].clamp(0, 1),
     )
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..images import from_uint8, linear_to_srgb
 from ..structures import Mesh
-from .mesh_seams import shared_normals, unit_normals
+from .mesh_seams import merged_rows, shared_normals, unit_normals
 from .mesh_texture import texture_at_vertices
 
 logger = logging.getLogger(__name__)
@@ -27,7 +27,8 @@ def read_mesh(path: str | os.PathLike[str]) -> Mesh:
 
     Returns:
         A mesh on the CPU with normals (the file's; else computed, smooth across seams) and what
-        the file has of sRGB vertex colours, uvs and a texture. Where parts have textures of their
+        the file has of sRGB vertex colours, uvs and a texture. Triangles of .stl files are joined
+        where corners agree. Where parts have textures of their
         own, each is sampled into vertex colours, since a mesh has one texture.
 
     Raises:
@@ -60,7 +61,8 @@ def read_mesh(path: str | os.PathLike[str]) -> Mesh:
         raise ValueError(f"{path}: cannot be read as a mesh: {error}") from error
     if not parts:
         raise ValueError(f"{path}: no triangles in it, so it is a point cloud, a splat or empty")
-    return _joined(parts, path)
+    mesh = _joined(parts, path)
+    return _connected(mesh) if suffix == ".stl" else mesh
 
 
 def _from_trimesh(part: Any, matrix: np.ndarray, linear: bool) -> Mesh:
@@ -157,6 +159,14 @@ def _joined(parts: list[Mesh], path: Path) -> Mesh:
         _concatenated(colours),
         textures[0],
     )
+
+
+def _connected(mesh: Mesh) -> Mesh:
+    """The corners of loose triangles joined where they are at one position."""
+    first, places = merged_rows(mesh.vertices.numpy())
+    vertices = mesh.vertices[torch.from_numpy(first)]
+    faces = torch.from_numpy(places)[mesh.faces]
+    return Mesh(vertices, faces, shared_normals(vertices, faces))
 
 
 def _concatenated(values: Sequence[Tensor | None]) -> Tensor | None:

@@ -1,5 +1,6 @@
 """Values cross between ComfyUI and v3d_core without turning, mirroring or changing colour."""
 
+import dataclasses
 import math
 
 import pytest
@@ -142,6 +143,98 @@ def test_vertex_colours_leave_linear_and_unlit():
     assert host.unlit
     # sRGB 0.5 is 0.2140 in linear light (IEC 61966-2-1)
     assert float(host.vertex_colors[0, 0, 0]) == pytest.approx(0.21404, abs=1e-4)
+
+
+def foreign_batch():
+    """Two textured meshes of different size as other packs make them: int32, float16, RGBA."""
+    from comfy_api.v0_0_2 import Types
+
+    generator = torch.Generator().manual_seed(3)
+    vertices = torch.rand(2, 6, 3, generator=generator)
+    vertices[1, 4:] = float("nan")  # padding may hold anything
+    faces = torch.tensor([[[0, 1, 2], [3, 4, 5]], [[1, 3, 2], [99, 99, 99]]], dtype=torch.int32)
+    return Types.MESH(
+        vertices=vertices,
+        faces=faces,
+        uvs=torch.rand(2, 6, 2, generator=generator),
+        vertex_colors=torch.rand(2, 6, 4, generator=generator).half(),
+        texture=torch.rand(2, 8, 16, 3, generator=generator),
+        vertex_counts=torch.tensor([6, 4]),
+        face_counts=torch.tensor([2, 1]),
+        unlit=True,
+    )
+
+
+def test_everything_of_a_foreign_batch_comes_in_and_leaves_again():
+    convert, images = pack("nodes.convert"), pack("v3d_core.images")
+    host = foreign_batch()
+    meshes = convert.meshes_from_host(host)
+    assert [(len(m.vertices), len(m.faces)) for m in meshes] == [(6, 2), (4, 1)]
+    for index, mesh in enumerate(meshes):
+        count = len(mesh.vertices)
+        assert mesh.faces.dtype == torch.int64
+        assert torch.equal(mesh.faces, host.faces[index, : len(mesh.faces)].long())
+        assert torch.equal(mesh.vertices, host.vertices[index, :count])
+        assert torch.equal(mesh.uvs, host.uvs[index, :count])
+        assert torch.equal(mesh.texture, host.texture[index])
+        linear = images.srgb_to_linear(mesh.vertex_colours)
+        torch.testing.assert_close(
+            linear, host.vertex_colors[index, :count, :3].float(), atol=1e-5, rtol=0
+        )
+    back = convert.meshes_to_host(meshes, convert.is_unlit(host))
+    assert back.unlit and not convert.meshes_to_host(meshes, False).unlit
+    assert back.vertex_counts.tolist() == [6, 4] and back.face_counts.tolist() == [2, 1]
+    for mesh, again in zip(meshes, convert.meshes_from_host(back), strict=True):
+        for name in ("vertices", "faces", "uvs", "texture", "vertex_colours"):
+            torch.testing.assert_close(getattr(again, name), getattr(mesh, name), atol=1e-6, rtol=0)
+
+
+def test_what_a_batch_cannot_hold_is_refused_with_sizes():
+    convert = pack("nodes.convert")
+    first, second = convert.meshes_from_host(foreign_batch())
+    small = dataclasses.replace(second, texture=second.texture[:4])
+    with pytest.raises(ValueError, match=r"one size, these have \[\[8, 16, 3\], \[4, 16, 3\]\]"):
+        convert.meshes_to_host([first, small])
+    bare = dataclasses.replace(second, vertex_colours=None)
+    with pytest.raises(ValueError, match="1 of 2 meshes have vertex colours"):
+        convert.meshes_to_host([first, bare])
+
+
+def test_a_broken_mesh_of_a_batch_is_named():
+    convert = pack("nodes.convert")
+    host = foreign_batch()
+    host.face_counts[1] = 2
+    with pytest.raises(ValueError, match=r"mesh 1 of 2: .*1 to 99, but there are 4 vertices"):
+        convert.meshes_from_host(host)
+    host = foreign_batch()
+    host.vertex_counts[1] = 5
+    with pytest.raises(ValueError, match=r"mesh 1 of 2: .*3 of 15 values are NaN"):
+        convert.meshes_from_host(host)
+    host = foreign_batch()
+    host.texture = host.texture[:1]
+    with pytest.raises(ValueError, match=r"mesh 1 of 2: texture are there for 1 meshes only"):
+        convert.meshes_from_host(host)
+    host = foreign_batch()
+    host.uvs = None  # core's saver leaves such a texture out
+    assert [m.texture for m in convert.meshes_from_host(host)] == [None, None]
+
+
+def test_newer_hosts_get_normals_by_keyword(monkeypatch):
+    from comfy_api.v0_0_2 import Types
+
+    class Newer:
+        def __init__(self, vertices, faces, uvs=None, vertex_colors=None, texture=None,
+                     metallic_roughness=None, vertex_counts=None, face_counts=None, unlit=False,
+                     normals=None):  # fmt: skip
+            self.__dict__.update(locals())
+
+    monkeypatch.setattr(Types, "MESH", Newer)
+    convert, repair = pack("nodes.convert"), pack("v3d_core.mesh_repair")
+    mesh = repair.with_normals(coloured_mesh(pack("v3d_core.structures").Mesh))
+    host = convert.mesh_to_host(mesh)
+    assert torch.equal(host.normals, mesh.normals[None]) and host.metallic_roughness is None
+    (back,) = convert.meshes_from_host(host)
+    assert torch.equal(back.normals, mesh.normals)
 
 
 def test_a_half_precision_image_becomes_float32_with_or_without_alpha():

@@ -1,8 +1,11 @@
 """Meshes leave upright, unmirrored, in true colours, and only into the output folder."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
+import trimesh
 from scenes import asymmetric_splats, display_colours, open_mesh, orbit_frames, pack
 
 
@@ -84,6 +87,131 @@ def test_files_are_numbered_and_every_mesh_of_a_batch_is_saved(host_folders):
     export(one, format="stl")
     shown = export(two, format="stl").ui["3d"]
     assert [entry["filename"] for entry in shown] == ["test_00002_.stl", "test_00003_.stl"]
+
+
+def textured_batch(unlit=False):
+    """Two quads with a texture of four colours each; the second is turned upside down in it."""
+    from comfy_api.v0_0_2 import Types
+
+    square = torch.tensor([[0.0, 0, 0], [1, 0, 0], [1, 1, 0], [0, 1, 0]])
+    uvs = torch.tensor([[0.0, 1], [1, 1], [1, 0], [0, 0]])
+    quarters = torch.tensor([[[255.0, 0, 0], [0, 255, 0]], [[0, 0, 255], [51, 102, 153]]]) / 255
+    texture = quarters.repeat_interleave(8, 0).repeat_interleave(8, 1)
+    return Types.MESH(
+        vertices=square.repeat(2, 1, 1),
+        faces=torch.tensor([[0, 1, 2], [0, 2, 3]], dtype=torch.int32).repeat(2, 1, 1),
+        uvs=torch.stack([uvs, 1 - uvs]),
+        texture=texture.repeat(2, 1, 1, 1),
+        unlit=unlit,
+    )
+
+
+def quarter_colours(path, suffix):
+    """What a reader that is not ours finds at the middles of the quad's quarters, lower left first."""
+    opened = trimesh.load(path, force="mesh", process=False)
+    material = opened.visual.material
+    image = material.baseColorTexture if suffix == "glb" else material.image
+    corner = {
+        tuple(p.round().astype(int)[:2]): uv for p, uv in zip(opened.vertices, opened.visual.uv)
+    }
+    found = []
+    for x, y in ((0.25, 0.25), (0.75, 0.25), (0.25, 0.75), (0.75, 0.75)):
+        uv = corner[0, 0] + x * (corner[1, 0] - corner[0, 0]) + y * (corner[0, 1] - corner[0, 0])
+        found.append(trimesh.visual.color.uv_to_color(uv[None], image)[0, :3].tolist())
+    return found
+
+
+UPRIGHT = [[0, 0, 255], [51, 102, 153], [255, 0, 0], [0, 255, 0]]
+
+
+@pytest.mark.parametrize("suffix", ["glb", "obj", "ply"])
+def test_textures_of_a_batch_are_exported_the_right_way_up(suffix, host_folders):
+    shown = export(textured_batch(), format=suffix).ui["3d"]
+    assert len(shown) == 2
+    for entry, expected in zip(shown, (UPRIGHT, UPRIGHT[::-1]), strict=True):
+        path = host_folders / "output" / "3d" / entry["filename"]
+        assert quarter_colours(path, suffix) == expected
+
+
+def test_cores_glb_writer_takes_our_textured_batch(host_folders):
+    from comfy_extras.nodes_save_3d import SaveGLB
+
+    convert = pack("nodes.convert")
+    batch = convert.meshes_to_host(convert.meshes_from_host(textured_batch()))
+    shown = SaveGLB.PREPARE_CLASS_CLONE(None).execute(batch, "3d/core").ui["3d"]
+    for entry, expected in zip(shown, (UPRIGHT, UPRIGHT[::-1]), strict=True):
+        path = host_folders / "output" / "3d" / entry["filename"]
+        assert quarter_colours(path, "glb") == expected
+        back = pack("v3d_core.formats.mesh_files").read_mesh(path)
+        assert back.normals.tolist() == [[0, 0, 1]] * 4  # core writes none
+        assert torch.equal((back.texture * 255).round(), batch.texture[0] * 255)
+
+
+@pytest.mark.parametrize(
+    "unlit, shading, expected",
+    [
+        (False, "as the mesh says", False),
+        (True, "as the mesh says", True),
+        (True, "lit", False),
+        (False, "unlit", True),
+    ],
+)
+def test_glb_is_unlit_when_the_mesh_or_the_user_says_so(unlit, shading, expected, host_folders):
+    shown = export(textured_batch(unlit), shading=shading).ui["3d"]
+    data = (host_folders / "output" / "3d" / shown[0]["filename"]).read_bytes()
+    assert (b"KHR_materials_unlit" in data) is expected
+
+
+def test_glb_carries_the_workflow_unless_the_host_forbids_it(host_folders, monkeypatch):
+    from comfy.cli_args import args
+    from comfy_api.latest import IO
+
+    hidden = IO.HiddenHolder.from_dict(
+        {IO.Hidden.prompt: {"1": {}}, IO.Hidden.extra_pnginfo: {"workflow": {"nodes": []}}}
+    )
+    for disabled in (False, True):
+        monkeypatch.setattr(args, "disable_metadata", disabled)
+        clone = pack("nodes.mesh").V3DExportMesh.PREPARE_CLASS_CLONE(None)
+        clone.hidden = hidden
+        entry = clone.execute(mesh=textured_batch(), format="glb", filename_prefix="a").ui["3d"][0]
+        data = (host_folders / "output" / entry["filename"]).read_bytes()
+        document = json.loads(data[20 : 20 + int.from_bytes(data[12:16], "little")])
+        kept = {"prompt": '{"1": {}}', "workflow": '{"nodes": []}'}
+        assert document["asset"].get("extras") == (None if disabled else kept)
+
+
+def test_stl_has_the_size_for_the_printer(host_folders):
+    for size, longest in ((None, 100), (40.0, 40), (0.0, 1)):
+        given = {} if size is None else {"print_size_mm": size}
+        shown = export(textured_batch(), format="stl", **given).ui["3d"]
+        path = host_folders / "output" / "3d" / shown[0]["filename"]
+        assert trimesh.load(path).extents.max() == pytest.approx(longest)
+
+
+def test_usdz_is_written_or_named_with_what_it_needs(host_folders):
+    try:
+        import pxr  # noqa: F401
+    except ImportError:
+        with pytest.raises(RuntimeError, match="pip install usd-core"):
+            export(textured_batch(), format="usdz")
+        assert not list((host_folders / "output").rglob("*.*"))
+        return
+    (first, _) = export(textured_batch(), format="usdz").ui["3d"]
+    assert (host_folders / "output" / "3d" / first["filename"]).read_bytes()[:4] == b"PK\x03\x04"
+
+
+def test_an_unknown_format_and_broken_meshes_are_refused(host_folders):
+    with pytest.raises(ValueError, match=r"^V3D Export Mesh: .*'\.exe'; known are \.glb"):
+        export(textured_batch(), format="exe")
+    broken = textured_batch()
+    broken.vertices[1, 2, 0] = float("nan")
+    with pytest.raises(ValueError, match=r"^V3D Export Mesh: mesh 1 of 2: .*1 of 12 .*NaN"):
+        export(broken)
+    broken = textured_batch()
+    broken.faces[0, 1, 2] = 4
+    with pytest.raises(ValueError, match=r"mesh 0 of 2: .*0 to 4, but there are 4 vertices"):
+        export(broken)
+    assert not list((host_folders / "output").rglob("*.*"))
 
 
 @pytest.mark.parametrize("prefix", ["../evil", "3d/../../evil", "/tmp/evil", "..", ""])
