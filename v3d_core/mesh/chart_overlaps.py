@@ -1,4 +1,4 @@
-"""Which faces cover which cells of a grid, and faces of a chart that lie on top of others."""
+"""Where charts lie on top of themselves: by the cells that faces cover, and by rims that cross."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from .charts import Charts, Floats, Ints
+from .charts import Charts, Floats, Ints, signed_areas
 
 CELLS_PER_BATCH = 1 << 20  # cells at a time, some 50 MB
+FULL_TURN_SLACK = 1e-6  # radians: rounding
 
 
 def covered_spans(triangles: Floats) -> tuple[Ints, Ints, Ints, Ints]:
@@ -98,3 +99,120 @@ def faces_on_top(charts: Charts, cell: float, tick: Callable[[], None]) -> NDArr
         owners[key[free]] = which[free]
         on_top[charted[which[owners[key] != which]]] = True
     return on_top
+
+
+def touched_columns(start: Floats, end: Floats) -> tuple[Ints, Ints, Ints, Ints]:
+    """Cells of the unit grid that line segments touch, column by column.
+
+    Args:
+        start: First ends, in cells. [E, 2]
+        end: Second ends. [E, 2]
+
+    Returns:
+        Segment, column, first row and one past the last row of each run; there is one row at
+        least. [S] each
+    """
+    ahead = start[:, :1] <= end[:, :1]
+    start, end = np.where(ahead, start, end), np.where(ahead, end, start)
+    first = np.floor(start[:, 0]).astype(np.int64)
+    columns = np.maximum(np.ceil(end[:, 0]).astype(np.int64) - first, 1)
+    which = np.repeat(np.arange(len(start)), columns)
+    column = np.arange(len(which)) - np.repeat(np.cumsum(columns) - columns, columns) + first[which]
+    run = np.maximum(end[which, 0] - start[which, 0], 1e-300)
+    rise = end[which, 1] - start[which, 1]
+    left = start[which, 1] + rise * np.clip((column - start[which, 0]) / run, 0, 1)
+    right = start[which, 1] + rise * np.clip((column + 1 - start[which, 0]) / run, 0, 1)
+    upright = columns[which] == 1  # also those without any run
+    left = np.where(upright, start[which, 1], left)
+    right = np.where(upright, end[which, 1], right)
+    low = np.floor(np.minimum(left, right)).astype(np.int64)
+    high = np.ceil(np.maximum(left, right)).astype(np.int64)
+    return which, column, low, np.maximum(high, low + 1)
+
+
+def faces_at_crossings(charts: Charts, tick: Callable[[], None]) -> NDArray[np.bool_]:  # [M]
+    """Faces at rims that cross: the smaller face of the two at each crossing.
+
+    A connected chart is injective if no face is turned over, no point is crowded and its rim does
+    not cross itself: together these find overlaps of any thinness.
+
+    Args:
+        charts: Charts at their true scale.
+        tick: Called several times a second.
+    """
+    found = np.zeros(len(charts.faces), np.bool_)
+    ends, owner = _rim(charts)
+    if not len(ends):
+        return found
+    start, end = charts.places[ends[:, 0]], charts.places[ends[:, 1]]
+    size = max(float(np.linalg.norm(end - start, axis=1).mean()), 1e-300)
+    which, column, low, high = touched_columns(start / size, end / size)
+    rows = high - low
+    index = np.repeat(np.arange(len(which)), rows)
+    row = np.arange(len(index)) - np.repeat(np.cumsum(rows) - rows, rows) + low[index]
+    which, column = which[index], column[index]
+    order = np.lexsort((row, column, charts.labels[owner[which]]))
+    which, column, row = which[order], column[order], row[order]
+    label = charts.labels[owner[which]]
+    area = np.abs(signed_areas(charts.places, charts.faces))
+    here, step = np.arange(len(which)), 0
+    while len(here):  # pairs of segments in one cell, by their distance in the list
+        tick()
+        step += 1
+        here = here[here + step < len(which)]
+        there = here + step
+        same = (label[here] == label[there]) & (column[here] == column[there])
+        same &= row[here] == row[there]
+        here, there = here[same], there[same]
+        a, b = which[here], which[there]
+        crossing = _opposite(start[a], end[a], start[b], end[b])
+        crossing &= _opposite(start[b], end[b], start[a], end[a])
+        one, other = owner[a[crossing]], owner[b[crossing]]
+        found[np.where(area[one] <= area[other], one, other)] = True
+    return found
+
+
+def faces_at_crowded_points(charts: Charts) -> NDArray[np.bool_]:  # [M]
+    """Faces at points whose corners take more than a full turn: the smallest face of each.
+
+    Args:
+        charts: Charts at their true scale.
+    """
+    found = np.zeros(len(charts.faces), np.bool_)
+    charted = np.flatnonzero(charts.labels >= 0)
+    corners = charts.faces[charted]
+    turns = np.zeros(len(charts.sources))
+    for corner in range(3):
+        here, after, before = (corners[:, (corner + k) % 3] for k in range(3))
+        one, other = charts.places[after] - charts.places[here], charts.places[before]
+        other = other - charts.places[here]
+        sine = np.abs(one[:, 0] * other[:, 1] - one[:, 1] * other[:, 0])
+        np.add.at(turns, here, np.arctan2(sine, (one * other).sum(axis=1)))
+    crowded = turns > 2 * np.pi + FULL_TURN_SLACK
+    suspects = charted[crowded[corners].any(axis=1)]
+    suspects = suspects[np.argsort(np.abs(signed_areas(charts.places, charts.faces[suspects])))]
+    taken = np.zeros(len(charts.sources), np.bool_)
+    for face in suspects.tolist():  # there are few
+        points = charts.faces[face]
+        if (crowded[points] & ~taken[points]).any():
+            taken[points] = True
+            found[face] = True
+    return found
+
+
+def _rim(charts: Charts) -> tuple[Ints, Ints]:  # [E, 2] points, [E] face
+    corners = charts.faces[charts.labels >= 0]
+    ends = np.stack([corners, np.roll(corners, -1, axis=1)], axis=2).reshape(-1, 2)
+    owner = np.repeat(np.flatnonzero(charts.labels >= 0), 3)
+    codes = ends.min(axis=1) * len(charts.sources) + ends.max(axis=1)
+    _, index, times = np.unique(codes, return_inverse=True, return_counts=True)
+    single = times[index.reshape(-1)] == 1
+    return ends[single], owner[single]
+
+
+def _opposite(a: Floats, b: Floats, c: Floats, d: Floats) -> NDArray[np.bool_]:
+    # whether c and d lie on different sides of the line from a to b, neither of them on it
+    along, first, second = b - a, c - a, d - a
+    left = along[:, 0] * first[:, 1] - along[:, 1] * first[:, 0]
+    right = along[:, 0] * second[:, 1] - along[:, 1] * second[:, 0]
+    return left * right < 0

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
+from .chart_overlaps import touched_columns
 from .charts import Floats, Ints
 
 CELLS = 1024  # finest grid for places of charts, along a side; larger textures snap to it
@@ -176,27 +177,16 @@ def _first_scale(
 
 def _outlines(places: Floats, labels: Ints, edges: Ints, count: int) -> list[Outline]:
     # cells touched in each column of each chart: edges clipped to the columns they cross
-    start, end = places[edges[:, 0]], places[edges[:, 1]]
-    start, end = np.where(start[:, :1] <= end[:, :1], [start, end], [end, start])
-    chart = labels[edges[:, 0]]
-    first = np.floor(start[:, 0]).astype(np.int64)
-    last = np.maximum(np.ceil(end[:, 0]).astype(np.int64) - 1, first)
-    spans = last - first + 1
-    which = np.repeat(np.arange(len(edges)), spans)
-    column = np.arange(len(which)) - np.repeat(np.cumsum(spans) - spans, spans) + first[which]
-    run = np.maximum(end[which, 0] - start[which, 0], 1e-30)
-    left = np.clip((column - start[which, 0]) / run, 0, 1)
-    right = np.clip((column + 1 - start[which, 0]) / run, 0, 1)
-    rise = end[which, 1] - start[which, 1]
-    y_left, y_right = start[which, 1] + rise * left, start[which, 1] + rise * right
+    which, column, bottom, top = touched_columns(places[edges[:, 0]], places[edges[:, 1]])
+    chart = labels[edges[which, 0]]
     widths = np.ones(count, np.int64)
-    np.maximum.at(widths, chart, last + 1)
+    np.maximum.at(widths, chart, column + 1)
     offsets = np.cumsum(widths) - widths
-    key = offsets[chart[which]] + column
+    key = offsets[chart] + column
     low = np.full(widths.sum(), np.iinfo(np.int64).max)
     high = np.zeros(widths.sum(), np.int64)
-    np.minimum.at(low, key, np.floor(np.minimum(y_left, y_right)).astype(np.int64))
-    np.maximum.at(high, key, np.ceil(np.maximum(y_left, y_right)).astype(np.int64))
+    np.minimum.at(low, key, bottom)
+    np.maximum.at(high, key, top)
     low = np.maximum(np.minimum(low, np.maximum(high - 1, 0)), 0)
     high = np.maximum(high, low + 1)
     return [

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .chart_growing import grown_charts, projected_charts
-from .chart_overlaps import faces_on_top
+from .chart_overlaps import faces_at_crossings, faces_at_crowded_points, faces_on_top
 from .charts import (
     Charts,
     Floats,
@@ -54,20 +54,30 @@ def without_overlaps(
     suspects = np.arange(len(faces))  # faces whose charts are still to be looked at
     for attempt in range(MAX_REPAIRS + 1):
         bad = _not_flat(charts, vertices, faces[suspects])
-        if attempt < MAX_REPAIRS:
-            bad |= faces_on_top(charts, cell, tick)
-        good = np.flatnonzero(~bad)
-        sound.append((suspects[good], _remaining(charts, good)))
-        suspects = suspects[bad]
-        if not len(suspects):
+        bad |= faces_at_crowded_points(charts) | faces_at_crossings(charts, tick)
+        bad |= faces_on_top(charts, cell, tick)
+        sick = np.isin(charts.labels, np.unique(charts.labels[bad]))
+        well = np.flatnonzero(~sick)
+        sound.append((suspects[well], _remaining(charts, well)))
+        if not sick.any():
             break
-        logger.info("%d faces overlap in their charts and are cut again", len(suspects))
+        logger.info("%d faces overlap in their charts and are cut again", bad.sum())
+        torn, kept = np.flatnonzero(bad), np.flatnonzero(sick & ~bad)
         if attempt + 1 < MAX_REPAIRS:
-            fresh = grown_charts(vertices, faces[suspects], config.max_tilt_deg, lambda *_: tick())
+            anew = grown_charts(
+                vertices, faces[suspects[torn]], config.max_tilt_deg, lambda *_: tick()
+            )
         else:
-            fresh = projected_charts(vertices, faces[suspects], np.arange(len(suspects)))
-        charts = with_true_scale(fresh, vertices, faces[suspects])
+            torn, kept = np.flatnonzero(sick), torn[:0]
+            anew = projected_charts(vertices, faces[suspects[torn]], np.arange(len(torn)))
+        anew = with_true_scale(anew, vertices, faces[suspects[torn]])
+        parts = [(kept, _remaining(charts, kept)), (torn, anew)]
+        charts, suspects = _chosen(joined(parts, len(suspects)), sick), suspects[sick]
     return joined(sound, len(faces))
+
+
+def _chosen(charts: Charts, mask: NDArray[np.bool_]) -> Charts:
+    return Charts(charts.faces[mask], charts.sources, charts.places, charts.labels[mask])
 
 
 def _remaining(charts: Charts, index: Ints) -> Charts:
