@@ -273,6 +273,8 @@ def test_stl_is_scaled_to_millimetres_and_joined_at_seams(tmp_path):
         with pytest.raises(ValueError, match="size must be above 0 mm"):
             write_mesh(tmp_path / "b.stl", mesh, stl_size_mm=size)
     assert os.listdir(tmp_path) == ["a.stl"]
+    back = read_mesh(tmp_path / "a.stl")  # loose triangles, joined again
+    assert len(back.vertices) == 8 and len(back.normals.unique(dim=0)) == 8
 
 
 def test_a_seam_leaves_positions_joined_in_obj_and_in_plain_ply(tmp_path):
