@@ -14,6 +14,7 @@ from .charts import (
     face_vectors,
     metric,
     signed_areas,
+    welded,
 )
 
 
@@ -46,7 +47,7 @@ def measure_atlas(mesh: Mesh, resolution: int) -> AtlasReport:
     """Figures of a mesh's uvs.
 
     Args:
-        mesh: A mesh with uvs; faces that share a vertex belong to one chart.
+        mesh: A mesh with uvs; faces that share a place and uvs belong to one chart.
         resolution: Texels along each side of the texture.
 
     Raises:
@@ -59,7 +60,8 @@ def measure_atlas(mesh: Mesh, resolution: int) -> AtlasReport:
     solid = ~degenerate_faces(vertices, faces)
     if not solid.any():
         raise ValueError(f"measure_atlas: none of the {len(faces)} faces has an area")
-    charts = int(connected_labels(faces, len(vertices)).max()) + 1
+    points, corners = welded(np.concatenate([vertices, texels], axis=1), faces)
+    charts = int(connected_labels(corners, len(points)).max()) + 1
     faces = faces[solid]
     cover = np.zeros(resolution * resolution, np.int64)
     for _, row, column in covered_cells(covered_spans(texels[faces])):

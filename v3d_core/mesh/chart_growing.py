@@ -27,7 +27,7 @@ def grown_charts(
     """Cut a surface into pieces and project each onto its mean plane.
 
     Args:
-        vertices: Positions; vertices at the same place count as one. [N, 3]
+        vertices: Positions, all different. [N, 3]
         faces: Vertices of faces with area. [M, 3]
         max_tilt_deg: Largest angle between a face's normal and that of its piece, below 90.
         tick: Called between rounds with the share that is done and a line for people.
@@ -65,11 +65,7 @@ def face_pairs(vertices: Floats, faces: Ints) -> tuple[Ints, Floats, Floats]:
     Returns:
         Pairs of faces; the length of their edge; the length of each face's outline. [E, 2] [E] [M]
     """
-    # by place, bit for bit: seams of uvs or normals are no borders of the surface
-    _, place = np.unique(vertices, axis=0, return_inverse=True)
-    place = place.reshape(-1)
-    starts = place[faces].reshape(-1)
-    ends = place[np.roll(faces, -1, axis=1)].reshape(-1)
+    starts, ends = faces.reshape(-1), np.roll(faces, -1, axis=1).reshape(-1)
     lengths = np.linalg.norm(vertices[faces] - vertices[np.roll(faces, -1, axis=1)], axis=2)
     low, high = np.minimum(starts, ends), np.maximum(starts, ends)
     codes = low * len(vertices) + high

@@ -17,11 +17,13 @@ from .chart_overlaps import touched_columns
 from .charts import Floats, Ints
 
 CELLS = 1024  # finest grid for places of charts, along a side; larger textures snap to it
-TURNS = 32  # directions tried for a chart's smallest box, within a right angle
-FIRST_FILL = 0.7  # share of the square that charts are first hoped to cover
+TURNS = 16  # directions tried for a chart's smallest box: of a right angle, then around the best
+FIRST_FILL = 0.95  # share of the square that the charts' boxes are first hoped to cover
 MAX_PASSES = 12  # passes with smaller and smaller charts until all of them fit
 LOW_WEIGHT = 1.0  # how much a row higher up counts against a row of waste below; by trial
 SMALL_CHART = 64  # cells; smaller charts are not tried upside down
+CLOSE = 1.01  # scales that fit and that do not, so near to each other, end the search
+GIVE_UP = 2  # heights of the square after which a pass is hopeless
 ENOUGH = 0.985  # a pass that uses this much of the height is good enough to stop
 
 
@@ -73,22 +75,24 @@ def pack(
     inside = labels >= 0
     upright = _upright(places, labels, count)
     extent = _extents(upright, labels, count)
-    scale = _first_scale(extent, upright, labels, edges, side, gap)
-    best = None
+    largest = side * (1 - 1e-9) / max(float(extent.max()), 1e-300)  # the longest chart just fits
+    scale = _first_scale(extent, largest, side, gap)
+    best, too_large = None, np.inf
     for attempt in range(MAX_PASSES):
         tick(f"packing {count} charts, pass {attempt + 1}")
         grid = upright * scale
         lying = _quarter_turn(grid, extent[labels] * scale)
         outlines = [_outlines(points, labels, edges, count) for points in (grid, lying)]
         fit = _fall(outlines, side, gap, tick)
-        if fit is not None and fit.height <= side:
-            if best is None or scale > best[0]:
-                best = (scale, fit)
-            if fit.height >= ENOUGH * side or attempt >= 4:
+        if fit.height <= side:
+            best = (scale, fit)
+            if fit.height >= ENOUGH * side or scale >= largest:
                 break
-        elif best is not None and attempt >= 4:
+        else:
+            too_large = scale
+        if best is not None and too_large < CLOSE * best[0]:
             break
-        scale *= _next_factor(fit, side, best, scale)
+        scale = _next_scale(scale, fit.height / side, best and best[0], too_large, largest)
     if best is None:
         raise ValueError(
             f"unwrap: {count} charts with {padding} texels between them do not fit into a texture "
@@ -112,12 +116,15 @@ class _Fit:
     height: int  # rows used
 
 
-def _next_factor(fit: _Fit | None, side: int, best: object, scale: float) -> float:
-    # heights grow a little faster than the square of the scale, as gaps stay
-    if fit is None:
-        return 0.7
-    ratio = (side / fit.height) ** 0.5
-    return min(ratio, 1.15) if ratio > 1 else max(min(ratio * 0.998, 0.995), 0.6)
+def _next_scale(
+    scale: float, filled: float, fits: float | None, too_large: float, largest: float
+) -> float:
+    # heights grow with about the square of the scale; the guess stays between what is known
+    guess = scale * min(max(0.995 / filled, 0.3), 2) ** 0.5
+    if fits is not None and np.isfinite(too_large):
+        span = too_large - fits
+        guess = min(max(guess, fits + 0.25 * span), too_large - 0.25 * span)
+    return min(guess, largest)
 
 
 def _quarter_turn(grid: Floats, extent: Floats) -> Floats:
@@ -138,41 +145,40 @@ def _upright(places: Floats, labels: Ints, count: int) -> Floats:  # [P, 2]
     order = inside[np.argsort(labels[inside], kind="stable")]
     starts = np.searchsorted(labels[order], np.arange(count))
     points = places[order]
-    areas, spans = np.zeros((TURNS, count)), np.zeros((TURNS, count, 2))
-    angles = np.arange(TURNS) * (np.pi / 2 / TURNS)
-    for index, angle in enumerate(angles):
-        turned = points @ _rotation(angle)
-        spans[index] = np.maximum.reduceat(turned, starts) - np.minimum.reduceat(turned, starts)
-        areas[index] = spans[index].prod(axis=1)
-    best = areas.argmin(axis=0)
-    chosen = spans[best, np.arange(count)]
-    angle = angles[best] + np.where(chosen[:, 0] > chosen[:, 1], np.pi / 2, 0.0)
-    cosine, sine = np.cos(angle)[labels[order]], np.sin(angle)[labels[order]]
-    turned = np.stack(
-        [points[:, 0] * cosine + points[:, 1] * sine, points[:, 1] * cosine - points[:, 0] * sine],
-        axis=1,
-    )
-    turned -= np.minimum.reduceat(turned, starts)[labels[order]]
+    owner = labels[order]
+    angle, step = np.zeros(count), np.pi / 2 / TURNS
+    for offsets in (np.arange(TURNS) * step, np.linspace(-step, step, TURNS + 1)):
+        areas, lying = np.zeros((len(offsets), count)), np.zeros((len(offsets), count), np.bool_)
+        for index, offset in enumerate(offsets):
+            turned = _turned(points, (angle + offset)[owner])
+            spans = np.maximum.reduceat(turned, starts) - np.minimum.reduceat(turned, starts)
+            areas[index], lying[index] = spans.prod(axis=1), spans[:, 0] > spans[:, 1]
+        best = areas.argmin(axis=0)
+        angle = angle + offsets[best]
+    angle = angle + np.where(lying[best, np.arange(count)], np.pi / 2, 0.0)
+    turned = _turned(points, angle[owner])
+    turned -= np.minimum.reduceat(turned, starts)[owner]
     result = np.zeros_like(places)
     result[order] = turned
     return result
 
 
-def _rotation(angle: float) -> Floats:  # [2, 2], applied from the right
+def _turned(points: Floats, angle: Floats) -> Floats:  # [P, 2]
     cosine, sine = np.cos(angle), np.sin(angle)
-    return np.array([[cosine, -sine], [sine, cosine]])
+    return np.stack(
+        [points[:, 0] * cosine + points[:, 1] * sine, points[:, 1] * cosine - points[:, 0] * sine],
+        axis=1,
+    )
 
 
-def _first_scale(
-    extent: Floats, places: Floats, labels: Ints, edges: Ints, side: int, gap: int
-) -> float:
-    # cells for a unit of length: boxes with their gaps fill a share of the square
-    low, high = 0.0, side / max(extent.max(), 1e-300)
-    for _ in range(60):
+def _first_scale(extent: Floats, largest: float, side: int, gap: int) -> float:
+    # cells for a unit of length: boxes with their gaps would fill a share of the square
+    low, high = 0.0, largest
+    for _ in range(50):
         middle = 0.5 * (low + high)
-        need = (extent * middle + 1 + gap).prod(axis=1).sum() * 0.8
-        low, high = (middle, high) if need < FIRST_FILL / 0.7 * side**2 else (low, middle)
-    return max(low, 1e-3 * high)
+        need = (extent * middle + 1 + gap).prod(axis=1).sum()
+        low, high = (middle, high) if need < FIRST_FILL * side**2 else (low, middle)
+    return max(low, 0.05 * largest)
 
 
 def _outlines(places: Floats, labels: Ints, edges: Ints, count: int) -> list[Outline]:
@@ -195,10 +201,8 @@ def _outlines(places: Floats, labels: Ints, edges: Ints, count: int) -> list[Out
     ]
 
 
-def _fall(
-    outlines: list[list[Outline]], side: int, gap: int, tick: Callable[[str], None]
-) -> _Fit | None:
-    # drop all charts, the tallest first, at one scale; None if one is wider than the square
+def _fall(outlines: list[list[Outline]], side: int, gap: int, tick: Callable[[str], None]) -> _Fit:
+    # drop all charts, the tallest first; beyond twice the height the rest no longer matters
     count = len(outlines[0])
     corners, boxes = np.zeros((count, 2), np.int64), np.zeros((count, 2), np.int64)
     turns = np.zeros(count, np.int64)
@@ -216,14 +220,13 @@ def _fall(
             spot = _best_spot(horizon, outline)
             if spot is not None and (best is None or spot[0] < best[0]):
                 best = (*spot, turn, outline)
-        if best is None:
-            return None
+        assert best is not None  # no chart is longer than the square
         _, x, y, turn, outline = best
         corners[chart], turns[chart] = (x, y), turn
         boxes[chart] = len(outline.low), outline.high.max()
         _raise(horizon, outline, x, y, gap)
-        if y + boxes[chart, 1] > 4 * side:
-            return None
+        if y + boxes[chart, 1] > GIVE_UP * side:
+            break
     return _Fit(corners, turns, boxes, int((corners[:, 1] + boxes[:, 1]).max()))
 
 

@@ -69,6 +69,12 @@ def joined(parts: list[tuple[Ints, Charts]], face_count: int) -> Charts:
     )
 
 
+def welded(positions: Floats, faces: Ints) -> tuple[Floats, Ints]:
+    """Positions that differ, in sorted order, and faces of them instead of the given vertices."""
+    unique, index = np.unique(positions + 0.0, axis=0, return_inverse=True)  # -0.0 becomes 0.0
+    return unique, index.reshape(-1)[faces]
+
+
 def face_vectors(vertices: Floats, faces: Ints) -> tuple[Floats, Floats]:  # [M, 3], [M]
     """Unit normals (zero without area) and areas of faces."""
     a, b, c = (vertices[faces[:, corner]] for corner in range(3))

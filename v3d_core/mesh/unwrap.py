@@ -21,6 +21,7 @@ from .charts import (
     Floats,
     degenerate_faces,
     joined,
+    welded,
     with_collapsed_faces,
     with_true_scale,
 )
@@ -69,8 +70,10 @@ def unwrap(mesh: Mesh, config: UnwrapConfig | None = None, *, progress: Progress
     engine = config.engine
     if engine == "auto":
         engine = "xatlas" if is_installed("xatlas") else "charts"
-    vertices = mesh.vertices.detach().cpu().double().numpy()
-    faces = mesh.faces.cpu().numpy()
+    # by place, bit for bit: seams of old uvs or of normals are no borders of the surface
+    vertices, faces = welded(
+        mesh.vertices.detach().cpu().double().numpy(), mesh.faces.cpu().numpy()
+    )
 
     def cutting(share: float, text: str) -> None:
         progress(int(share * CUTTING_STEPS), STEPS, None, text)
@@ -101,8 +104,10 @@ def unwrap(mesh: Mesh, config: UnwrapConfig | None = None, *, progress: Progress
 
 
 def _split(mesh: Mesh, charts: Charts, uvs: Floats) -> Mesh:
-    used, corners = np.unique(charts.faces, return_inverse=True)
-    sources = torch.from_numpy(charts.sources[used]).to(mesh.device)
+    codes = charts.faces * len(mesh.vertices) + mesh.faces.cpu().numpy()
+    pairs, corners = np.unique(codes, return_inverse=True)  # of a point and a vertex of the mesh
+    points = pairs // len(mesh.vertices)
+    sources = torch.from_numpy(pairs % len(mesh.vertices)).to(mesh.device)
 
     def carried(values: Tensor | None) -> Tensor | None:
         return None if values is None else values[sources]
@@ -111,7 +116,7 @@ def _split(mesh: Mesh, charts: Charts, uvs: Floats) -> Mesh:
         mesh.vertices[sources],
         torch.from_numpy(corners.reshape(-1, 3)).to(mesh.device),
         carried(mesh.normals),
-        torch.from_numpy(uvs[used]).to(mesh.vertices),
+        torch.from_numpy(uvs[points]).to(mesh.vertices),
         carried(mesh.vertex_colours),
     )
 
