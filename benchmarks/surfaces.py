@@ -34,14 +34,14 @@ from v3d_core.formats.views import load_views  # noqa: E402
 from v3d_core.mesh.config import SplatMeshConfig  # noqa: E402
 from v3d_core.mesh.from_splats import extract_surface, mesh_from_splats  # noqa: E402
 from v3d_core.mesh.fusion import DistanceVolume  # noqa: E402
-from v3d_core.neus.config import NEUS_PRESETS, neus_preset  # noqa: E402
+from v3d_core.neus.config import NEUS_PRESETS, for_aligned_frames, neus_preset  # noqa: E402
 from v3d_core.neus.extract import extract_mesh  # noqa: E402
 from v3d_core.neus.fit import fit_neus  # noqa: E402
 from v3d_core.neus.guides import SPLAT_NORMALS_UNTIL, guided  # noqa: E402
 from v3d_core.neus.start import distance_to_occupied  # noqa: E402
 from v3d_core.report import peak_memory_mib  # noqa: E402
 from v3d_core.splats.config import splat_preset  # noqa: E402
-from v3d_core.splats.consensus import MISSES_AFTER, align_frames  # noqa: E402
+from v3d_core.splats.consensus import align_frames  # noqa: E402
 from v3d_core.splats.fit import SplatFit, fit_splats  # noqa: E402
 from v3d_core.splats.raster import render_splats  # noqa: E402
 from v3d_core.structures import Mesh, Views  # noqa: E402
@@ -117,23 +117,25 @@ def core_mesh(views: Views, options: argparse.Namespace) -> Mesh:
 def neus_mesh(views: Views, options: argparse.Namespace) -> Mesh:
     """The surface fit, from the depth of a fitted splat."""
     fit = splat_of(views, options)
-    misses = MISSES_AFTER if fit.report["frames"] == "disagree" else 0
-    views, depths = guided(fit.views, fit.splats, render_splats, normals=True)
-    return _fitted(views, options, misses, depths)
+    agree = fit.report["frames"] == "agree"
+    views, depths = guided(fit.views, fit.splats, render_splats, normals=agree)
+    return _fitted(views, options, agree, depths)
 
 
 def neus_mesh_alone(views: Views, options: argparse.Namespace) -> Mesh:
     """The surface fit, from the masks."""
     consensus = align_frames(views, seed=options.seed)
     if consensus is None:
-        return _fitted(views, options, 0, None)
-    return _fitted(consensus.views, options, MISSES_AFTER, None)
+        return _fitted(views, options, True, None)
+    return _fitted(consensus.views, options, False, None)
 
 
-def _fitted(views: Views, options, misses: int, depths: torch.Tensor | None) -> Mesh:
+def _fitted(views: Views, options, agree: bool, depths: torch.Tensor | None) -> Mesh:
     config = neus_preset(options.preset, views.device.type)
-    config = config.with_changes(seed=options.seed, mask_misses=misses, steps=options.steps)
-    if depths is not None:
+    config = config.with_changes(seed=options.seed, steps=options.steps)
+    if not agree:
+        config = for_aligned_frames(config)
+    elif depths is not None:
         config = config.with_changes(normal_until=SPLAT_NORMALS_UNTIL)
     field = fit_neus(views, config, depths=depths).field
     return extract_mesh(field, options.resolution)

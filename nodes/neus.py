@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from comfy_api.v0_0_2 import io
 
-from ..v3d_core.neus.config import NEUS_PRESETS, NeusFitConfig, neus_preset
+from ..v3d_core.neus.config import NEUS_PRESETS, NeusFitConfig, for_aligned_frames, neus_preset
 from ..v3d_core.neus.extract import DEFAULT_RESOLUTION, ExtractConfig, extract_mesh
 from ..v3d_core.neus.fit import fit_neus
 from ..v3d_core.neus.guides import SPLAT_NORMALS_UNTIL, guided
 from ..v3d_core.neus.store import load_field, save_field
 from ..v3d_core.normals import NORMALS_CONVENTIONS
-from ..v3d_core.splats.consensus import MISSES_AFTER, align_frames
+from ..v3d_core.splats.consensus import align_frames
 from ..v3d_core.splats.raster import render_splats
 from ..v3d_core.structures import Views
 from .convert import CPU, mesh_to_host, normals_from_image, splats_from_host
@@ -118,7 +118,8 @@ class V3DFitNeuS(io.ComfyNode):
                     advanced=True,
                     tooltip="With a splat and without normal maps: follow the normals of the "
                     "splat's depth, less and less. Finds hollows that colours alone do not; a "
-                    "round, closed object is as exact without.",
+                    "round, closed object is as exact without. Left out where the frames had to "
+                    "be aligned.",
                 ),
                 io.Boolean.Input(
                     "views_between",
@@ -161,10 +162,12 @@ class V3DFitNeuS(io.ComfyNode):
                 views, FRAMES[frames], seed=seed, progress=progress, finish=finish
             )
             if consensus is not None:
-                views, config = consensus.views, config.with_changes(mask_misses=MISSES_AFTER)
+                views, config = consensus.views, for_aligned_frames(config)
             supervision, depths = views, None
             if splat is not None:
                 splats = owned(splats_from_host(splat), device)
+                # a splat of frames that disagreed has ripples of its own
+                splat_normals = splat_normals and consensus is None
                 if splat_normals and views.normals is None:
                     config = config.with_changes(normal_until=SPLAT_NORMALS_UNTIL)
                 supervision, depths = guided(

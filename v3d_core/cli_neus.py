@@ -10,7 +10,7 @@ from typing import Any
 from .cli_input import add_input_options, chosen_orbit, load, with_normals
 from .cli_shared import add_seed_and_device, chosen_device, progress_bar, say, shown_options
 from .formats.mesh_files import require_mesh_suffix, write_mesh
-from .neus.config import NEUS_PRESETS, NeusFitConfig, neus_preset
+from .neus.config import NEUS_PRESETS, NeusFitConfig, for_aligned_frames, neus_preset
 from .neus.extract import DEFAULT_RESOLUTION, ExtractConfig, extract_mesh, require_resolution
 from .neus.fit import fit_neus
 from .neus.store import load_field, save_field
@@ -18,7 +18,7 @@ from .normals import NORMALS_CONVENTIONS
 from .reconstruct import FIELD_NAME, MESH_NAMES, prepare_output
 from .report import Stopwatch, environment, memory, write_report
 from .splats.config import ALIGN_CHOICES
-from .splats.consensus import MISSES_AFTER, align_frames
+from .splats.consensus import align_frames
 
 
 def add_neus_commands(commands: Any) -> None:
@@ -98,7 +98,7 @@ def run_fit_neus(options: argparse.Namespace) -> None:
         consensus = align_frames(views, options.align, seed=options.seed, progress=progress)
     with stopwatch.stage("fit"), progress_bar("fit NeuS") as progress:
         if consensus is not None:
-            views, config = consensus.views, config.with_changes(mask_misses=MISSES_AFTER)
+            views, config = consensus.views, for_aligned_frames(config)
         fit = fit_neus(views, config, progress=progress)
     save_field(out / FIELD_NAME, fit.field)
     with stopwatch.stage("mesh"), progress_bar("mesh") as progress:

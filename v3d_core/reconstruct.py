@@ -26,7 +26,7 @@ from .images import composite, contact_sheet, from_uint8, resize_views, to_uint8
 from .mesh.config import SplatMeshConfig
 from .mesh.from_splats import mesh_from_splats
 from .metrics import score_views
-from .neus.config import NeusFitConfig
+from .neus.config import NeusFitConfig, for_aligned_frames
 from .neus.extract import extract_mesh
 from .neus.fit import fit_neus
 from .neus.guides import SPLAT_NORMALS_UNTIL, guided
@@ -34,7 +34,6 @@ from .neus.store import save_field
 from .progress import Progress, silent
 from .report import Stopwatch, environment, memory
 from .splats.config import SplatFitConfig
-from .splats.consensus import MISSES_AFTER
 from .splats.fit import fit_splats
 from .splats.raster import render_splats
 from .structures import Cameras, GaussianSplats, Views
@@ -122,12 +121,13 @@ def reconstruct(
     mesh = surface = None
     if neus_config is not None:
         with stopwatch.stage("neus"), stage_progress("fit NeuS") as progress:
-            if fit.report["frames"] == "disagree":
-                neus_config = neus_config.with_changes(mask_misses=MISSES_AFTER)
-            if fit.views.normals is None:
+            agree = fit.report["frames"] == "agree"
+            if not agree:
+                neus_config = for_aligned_frames(neus_config)
+            elif fit.views.normals is None:
                 neus_config = neus_config.with_changes(normal_until=SPLAT_NORMALS_UNTIL)
             # aligned where they disagreed
-            guide, depths = guided(fit.views, splats, render_splats, normals=True)
+            guide, depths = guided(fit.views, splats, render_splats, normals=agree)
             surface = fit_neus(guide, neus_config, depths=depths, progress=progress)
         save_field(out / FIELD_NAME, surface.field)
         with stopwatch.stage("mesh"), stage_progress("mesh") as progress:

@@ -171,6 +171,8 @@ def test_disagreeing_frames_are_aligned_before_the_fit(orbit_folder, tmp_path, m
     assert fit(orbit_folder, tmp_path, "--align", "on", "--seed", "4", "--steps", "2") == 0
     report = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
     assert report["frames"] == "disagree" and len(report["per_view"]) == 7
+    settings = report["fit_settings"]
+    assert settings["mask_misses"] == 1 and settings["smoothness_weight"] == 0.03
 
 
 def test_what_is_wrong_is_said_before_the_work(

@@ -11,7 +11,13 @@ from live_tensors import live_tensor_bytes
 
 from v3d_core.cameras import Orbit, orbit_cameras
 from v3d_core.demo_object import AnalyticObject
-from v3d_core.neus.config import GPU_NEUS_PRESETS, NEUS_PRESETS, NeusFitConfig, neus_preset
+from v3d_core.neus.config import (
+    GPU_NEUS_PRESETS,
+    NEUS_PRESETS,
+    NeusFitConfig,
+    for_aligned_frames,
+    neus_preset,
+)
 from v3d_core.neus.extract import extract_mesh
 from v3d_core.neus.fit import CPU_STRIDE, fit_neus
 from v3d_core.procedural import render_maps
@@ -368,5 +374,9 @@ def test_presets_are_chosen_by_name_and_device():
         assert presets["draft"].steps < presets["normal"].steps < presets["best"].steps
     with pytest.raises(ValueError, match="no preset 'fine'; there are draft, normal, best"):
         neus_preset("fine", "cpu")
+    calmer = for_aligned_frames(NEUS_PRESETS["draft"])
+    assert (calmer.mask_misses, calmer.smoothness_weight, calmer.steps) == (1, 0.03, 800)
+    bold = NeusFitConfig(mask_misses=2, smoothness_weight=0.1)
+    assert for_aligned_frames(bold) == bold  # what asks for more is kept
     changed = NEUS_PRESETS["draft"].with_changes(steps=7, rays=None)
     assert changed == dataclasses.replace(NEUS_PRESETS["draft"], steps=7)

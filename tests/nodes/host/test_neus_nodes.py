@@ -124,7 +124,10 @@ def test_a_splat_gives_normals_and_views_between_that_the_views_handed_on_do_not
 
 
 def test_disagreeing_frames_are_aligned_first(monkeypatch):
+    from scenes import asymmetric_splats
+
     neus = pack("nodes.neus")
+    splat = pack("nodes.convert").splats_to_host(asymmetric_splats())
     views = tiny_views()
     asked = []
 
@@ -141,9 +144,11 @@ def test_disagreeing_frames_are_aligned_first(monkeypatch):
     figures = json.loads(report)
     assert figures["frames"] == "disagree" and len(figures["per_view"]) == 6 and len(fitted) == 6
     fit(views, frames="disagree", steps=1)
+    _, _, fitted = fit(views, frames="disagree", steps=1, splat=splat)
+    assert fitted.normals is None  # its normals have ripples
     _, report, fitted = fit(views, frames="agree", steps=1)
     assert json.loads(report)["frames"] == "agree" and len(fitted) == 8
-    assert asked == [("auto", 3), ("on", 3), ("off", 3)]
+    assert asked == [("auto", 3), ("on", 3), ("on", 3), ("off", 3)]
 
 
 def test_zero_widgets_mean_the_presets_own_values():
