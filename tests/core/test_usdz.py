@@ -47,7 +47,9 @@ def test_geometry_and_uvs_come_back_with_v_upwards(tmp_path):
     assert shape.GetSubdivisionSchemeAttr().Get() == "none"  # or it would be rounded
     assert shape.GetDoubleSidedAttr().Get() is False
     st = np.array(UsdGeom.PrimvarsAPI(shape.GetPrim()).GetPrimvar("st").Get())
-    np.testing.assert_allclose(st, mesh.uvs.numpy() * np.array([1, -1]) + np.array([0, 1]), atol=1e-6)
+    np.testing.assert_allclose(
+        st, mesh.uvs.numpy() * np.array([1, -1]) + np.array([0, 1]), atol=1e-6
+    )
     assert np.array(shape.GetExtentAttr().Get()).tolist() == [[-0.5] * 3, [0.5] * 3]
 
 
