@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from comfy_api.v0_0_2 import ComfyExtension, io
 
+from .clean import V3DCleanMesh
 from .datasets import V3DLoadViews, V3DSaveViews
 from .finish import add_finish_route
 from .mesh import V3DExportMesh, V3DMeshFromSplat
@@ -40,6 +41,7 @@ class V3DExtension(ComfyExtension):
             V3DExtractMesh,
             V3DSaveSDF,
             V3DLoadSDF,
+            V3DCleanMesh,
             V3DExportMesh,
             V3DSaveViews,
         ]

@@ -38,6 +38,7 @@ NODES = (
     "V3DExtractMesh",
     "V3DSaveSDF",
     "V3DLoadSDF",
+    "V3DCleanMesh",
     "V3DExportMesh",
     "V3DSaveViews",
 )
