@@ -138,7 +138,9 @@ def repair(work: _Work, config: CleanConfig, unit: float) -> None:
     turns, one_sided = agreeing_turns(work.faces, pairs)
     work.counts["one_sided_faces"] = one_sided
     tick(0.4)
-    outward = outward_turns(work.vertices, work.faces, patches(work.faces, pairs), turns)
+    patch = patches(work.faces, pairs)
+    tick(0.45)
+    outward = outward_turns(work.vertices, work.faces, patch, turns)
     work.turn("turned_faces", turns ^ outward)
     tick(0.5)
     edges = count_edges(work.faces)
