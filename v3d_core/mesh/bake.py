@@ -1,0 +1,95 @@
+"""The plain texture: every texel the weighted mean of the views that see it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..cameras import project_points
+from ..structures import Cameras, Mesh, Views
+from .texels import Texels
+from .visibility import LEAST_COSINE, ViewMaps
+
+TEXELS_PER_BATCH = 2_000_000
+LEAST_WEIGHT = 1e-4  # of a texel that counts as seen; a pixel seen head-on weighs 1
+DEPTH_SLACK_PX = 1.5  # how far a texel may lie beside the ray its pixel's depth was cast along
+
+
+@dataclass(frozen=True)
+class SurfacePoints:
+    """Places on the surface, as the texels show them."""
+
+    positions: Tensor  # [T, 3] world units
+    normals: Tensor  # [T, 3] unit face normals
+
+    @staticmethod
+    def of(mesh: Mesh, texels: Texels, normals: Tensor) -> SurfacePoints:
+        """Of all texels; `normals` are the faces'. [M, 3]"""
+        return SurfacePoints(texels.on_surface(mesh, mesh.vertices), normals[texels.face])
+
+    def __getitem__(self, some: slice | Tensor) -> SurfacePoints:
+        return SurfacePoints(self.positions[some], self.normals[some])
+
+
+def blend_views(
+    points: SurfacePoints,
+    views: Views,
+    maps: list[ViewMaps],
+) -> tuple[Tensor, Tensor]:
+    """Confidence-weighted means of what the views show at places of the surface.
+
+    Args:
+        points: T places.
+        views: The pictures.
+        maps: What each view sees.
+
+    Returns:
+        Colours [T, 3], 0 where no view sees the place, and summed weights [T].
+    """
+    colours = torch.zeros_like(points.positions)
+    weights = colours.new_zeros(len(colours))
+    for start in range(0, len(colours), TEXELS_PER_BATCH):
+        some = slice(start, start + TEXELS_PER_BATCH)
+        for v, seen in enumerate(maps):
+            weighted, weight = look_up(points[some], views.cameras[v], views.images[v], seen)
+            colours[some] += weighted
+            weights[some] += weight
+    return colours / weights.clamp_min(1e-12)[:, None], weights
+
+
+def look_up(
+    points: SurfacePoints,
+    camera: Cameras,
+    image: Tensor,  # [H, W, 3]
+    maps: ViewMaps,
+) -> tuple[Tensor, Tensor]:
+    """What one view shows at places of the surface.
+
+    Pixels count by their weight before they are interpolated, so that nothing comes in from behind
+    an edge.
+
+    Returns:
+        Colours times weights [T, 3] and weights [T], both 0 where the view does not see the place.
+    """
+    pixels, depth = (t[0] for t in project_points(points.positions, camera))
+    size = pixels.new_tensor([camera.width, camera.height])
+    place = (2 * pixels / size - 1)[None, :, None]  # [1, T, 1, 2]
+    weighted = torch.cat([image * maps.weight[..., None], maps.weight[..., None]], dim=-1)
+    found = _sample(weighted, place, "bilinear")
+    surface = _sample(maps.depth.nan_to_num(posinf=0.0)[..., None], place, "nearest")[:, 0]
+    towards = F.normalize(camera.centres - points.positions, dim=-1)
+    cosine = (towards * points.normals).sum(-1)
+    inside = (depth > 0) & ((pixels > 0) & (pixels < size)).all(dim=-1)
+    slope = 1 + 1 / cosine.clamp_min(LEAST_COSINE)
+    slack = DEPTH_SLACK_PX * depth / camera.K[0, 0, 0] * slope
+    seen = inside & (cosine > LEAST_COSINE) & ((depth - surface).abs() < slack)
+    found = torch.where(seen[:, None], found, 0.0)
+    return found[:, :3], found[:, 3]
+
+
+def _sample(maps: Tensor, place: Tensor, mode: str) -> Tensor:  # [H, W, C] -> [T, C]
+    picture = maps.permute(2, 0, 1)[None].to(place.dtype)
+    return F.grid_sample(picture, place, mode, "zeros", align_corners=False)[0, :, :, 0].T

@@ -1,0 +1,43 @@
+"""Conjugate gradients for large sparse least squares, several right-hand sides at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+
+def conjugate_gradients(
+    product: Callable[[Tensor], Tensor],
+    right: Tensor,  # [N, C]
+    inverse_diagonal: Tensor,  # [N, 1]
+    start: Tensor,  # [N, C]
+    steps: int,
+) -> Tensor:  # [N, C]
+    """Some steps towards the solution of a symmetric positive semi-definite system, per column.
+
+    Args:
+        product: The matrix times values. [N, C] -> [N, C]
+        right: Right-hand sides. [N, C]
+        inverse_diagonal: The Jacobi preconditioner. [N, 1]
+        start: Where to begin. [N, C]
+        steps: How many; each takes one product.
+    """
+    solution = start.clone()
+    residual = right - product(solution)
+    scaled = inverse_diagonal * residual
+    direction = scaled.clone()
+    energy = (residual * scaled).sum(dim=0)
+    for _ in range(steps):
+        if not bool((energy > 0).any()):
+            break
+        image = product(direction)
+        curvature = (direction * image).sum(dim=0)
+        length = torch.where(curvature > 0, energy / curvature.clamp_min(1e-30), 0.0)
+        solution += length * direction
+        residual -= length * image
+        scaled = inverse_diagonal * residual
+        before, energy = energy, (residual * scaled).sum(dim=0)
+        direction = scaled + (energy / before.clamp_min(1e-30)) * direction
+    return solution
