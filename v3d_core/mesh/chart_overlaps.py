@@ -131,17 +131,18 @@ def touched_columns(start: Floats, end: Floats) -> tuple[Ints, Ints, Ints, Ints]
 
 
 def faces_at_crossings(charts: Charts, tick: Callable[[], None]) -> NDArray[np.bool_]:  # [M]
-    """Faces at rims that cross: the smaller face of the two at each crossing.
+    """Faces at edges that cross a rim: the smaller face of the two at each crossing.
 
-    A connected chart is injective if no face is turned over, no point is crowded and its rim does
-    not cross itself: together these find overlaps of any thinness.
+    A connected chart is injective if no face is turned over, no point is crowded and nothing
+    crosses its rim: together these find overlaps of any thinness.
 
     Args:
         charts: Charts at their true scale.
         tick: Called several times a second.
     """
     found = np.zeros(len(charts.faces), np.bool_)
-    ends, owner = _rim(charts)
+    ends, owner, rim = _edges(charts)
+    # inner edges too: at a point where the chart touches itself, its rim may turn without crossing
     if not len(ends):
         return found
     start, end = charts.places[ends[:, 0]], charts.places[ends[:, 1]]
@@ -165,6 +166,8 @@ def faces_at_crossings(charts: Charts, tick: Callable[[], None]) -> NDArray[np.b
         same &= row[here] == row[there]
         here, there = here[same], there[same]
         a, b = which[here], which[there]
+        at_rim = rim[a] | rim[b]
+        a, b = a[at_rim], b[at_rim]
         crossing = _opposite(start[a], end[a], start[b], end[b])
         crossing &= _opposite(start[b], end[b], start[a], end[a])
         one, other = owner[a[crossing]], owner[b[crossing]]
@@ -200,14 +203,14 @@ def faces_at_crowded_points(charts: Charts) -> NDArray[np.bool_]:  # [M]
     return found
 
 
-def _rim(charts: Charts) -> tuple[Ints, Ints]:  # [E, 2] points, [E] face
-    corners = charts.faces[charts.labels >= 0]
+def _edges(charts: Charts) -> tuple[Ints, Ints, NDArray[np.bool_]]:
+    # every edge once: its points, a face that has it, and whether it has only this one
+    charted = np.flatnonzero(charts.labels >= 0)
+    corners = charts.faces[charted]
     ends = np.stack([corners, np.roll(corners, -1, axis=1)], axis=2).reshape(-1, 2)
-    owner = np.repeat(np.flatnonzero(charts.labels >= 0), 3)
     codes = ends.min(axis=1) * len(charts.sources) + ends.max(axis=1)
-    _, index, times = np.unique(codes, return_inverse=True, return_counts=True)
-    single = times[index.reshape(-1)] == 1
-    return ends[single], owner[single]
+    _, first, times = np.unique(codes, return_index=True, return_counts=True)
+    return ends[first], np.repeat(charted, 3)[first], times == 1
 
 
 def _opposite(a: Floats, b: Floats, c: Floats, d: Floats) -> NDArray[np.bool_]:
