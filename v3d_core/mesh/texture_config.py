@@ -23,7 +23,7 @@ class RefineConfig:
     min_mask: float = 0.9  # pixels less covered carry background
     samples: int = 2  # rays along each side of a pixel that stand for its footprint
     solver_steps: int = 20  # of conjugate gradients, each over all views; 0: the plain blend
-    smoothness: float = 0.003  # pull between neighbouring texels, in units of a pixel's pull
+    smoothness: float = 0.01  # pull between neighbouring texels, in units of a pixel's pull
     seam_weight: float = 1.0  # the same for texels that meet at a seam
     robust_rounds: int = 0  # times pixels that fit badly are taken back, and solved again
     robust_error: float = 0.04  # a pixel that is off by more is taken back, sRGB
