@@ -288,6 +288,17 @@ def test_bad_meshes_are_refused(scene):
         refine_texture(dataclasses.replace(mesh, uvs=mesh.uvs * 2), views, SMALL)
 
 
+def test_faces_that_share_texels_are_reported(scene, caplog):
+    mesh, views = scene
+    assert mesh.uvs is not None
+    halves = mesh.uvs * torch.tensor([1.0, 0.5])
+    halves[12:, 1] -= halves[12:, 1].min() - halves[:12, 1].min()  # the lower row onto the upper
+    result = refine_texture(
+        dataclasses.replace(mesh, uvs=halves), views, dataclasses.replace(SMALL, solver_steps=1)
+    )
+    assert result.report["overlap_share"] > 0.9 and "lie in several faces" in caplog.text
+
+
 def test_a_mesh_without_an_atlas_is_unwrapped(scene):
     mesh, views = scene
     bare = dataclasses.replace(mesh, uvs=None)

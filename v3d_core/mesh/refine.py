@@ -31,6 +31,7 @@ from .visibility import ViewMaps, face_normals, look
 
 logger = logging.getLogger(__name__)
 
+NOTED_OVERLAP = 0.01  # share of texels with several faces; worth a line in the log
 RIDGE = 1e-4  # pull of every texel to the start value, in units of a pixel's pull
 
 _PARTS = {"unwrap": 20, "look": 10, "blend": 15, "align": 0, "rays": 20, "solve": 25, "polish": 10}
@@ -128,6 +129,12 @@ def refine_texture(
         "db": after,
         **job.seconds(),
     }
+    if texels.overlap > NOTED_OVERLAP:
+        logger.warning(
+            "texture: %.1f %% of the texels lie in several faces, which share their colours; "
+            "unwrap the mesh again to give each its own",
+            100 * texels.overlap,
+        )
     tick(1.0)
     return RefinedTexture(result, unseen.view(config.resolution, -1), report)
 
