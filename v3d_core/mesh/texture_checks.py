@@ -13,7 +13,7 @@ from .texels import require_atlas
 from .texture_config import RefineConfig
 from .visibility import ViewMaps
 
-BYTES_PER_TEXEL = 250  # measured at 4096: the solver's vectors, the search for texels
+BYTES_PER_TEXEL = 250  # the solver's vectors, the search for texels; an estimate, checked at 1024
 BYTES_PER_PIXEL = 300  # of the views, by the object's share of them: texels read and their weights
 
 
@@ -47,9 +47,7 @@ def usable_mesh(
 
 def require_memory(resolution: int, views: Views, device: torch.device) -> None:
     """Raise ValueError, with both numbers, where a texture would not fit into free memory."""
-    covered = float((views.masks > 0).float().mean())
-    pixels = covered * views.masks.numel()
-    needed = BYTES_PER_TEXEL * resolution**2 + BYTES_PER_PIXEL * pixels
+    needed = needed_bytes(resolution, views)
     free = free_bytes(device)
     if needed > free:
         raise ValueError(
@@ -57,6 +55,12 @@ def require_memory(resolution: int, views: Views, device: torch.device) -> None:
             f"{needed / 1e9:.1f} GB but {free / 1e9:.1f} GB are free; choose a smaller resolution, "
             "fewer or smaller views"
         )
+
+
+def needed_bytes(resolution: int, views: Views) -> float:
+    """Memory that a texture from these views is going to take, about."""
+    covered = int((views.masks > 0).sum())
+    return BYTES_PER_TEXEL * resolution**2 + BYTES_PER_PIXEL * covered
 
 
 def free_bytes(device: torch.device) -> int:
