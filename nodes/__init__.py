@@ -15,6 +15,7 @@ from .prepare import V3DPrepareImage
 from .sampling import V3DConditioning, V3DSampleOrbit
 from .scores import V3DScoreViews
 from .splats import V3DFitSplat, V3DRenderSplat
+from .texture import V3DRefineTexture
 from .views import V3DPosedViews
 
 
@@ -42,6 +43,7 @@ class V3DExtension(ComfyExtension):
             V3DSaveSDF,
             V3DLoadSDF,
             V3DCleanMesh,
+            V3DRefineTexture,
             V3DExportMesh,
             V3DSaveViews,
         ]

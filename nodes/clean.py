@@ -5,17 +5,14 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
-from collections.abc import Callable
 from typing import Any
 
-import torch
-import torch.nn.functional as F
 from comfy_api.v0_0_2 import io
-from torch import Tensor
 
 from ..v3d_core.mesh.clean import clean
 from ..v3d_core.mesh.clean_config import CleanConfig
 from ..v3d_core.mesh.texture_colours import texture_as_colours
+from ..v3d_core.neus.distance import field_distance
 from ..v3d_core.structures import Mesh
 from .convert import CPU, is_unlit, meshes_from_host, meshes_to_host
 from .runtime import NodeProgress, fitting, named_errors, owned, tell
@@ -23,7 +20,6 @@ from .sockets import V3DSDF
 
 DEFAULTS = CleanConfig()
 FIELD_BYTES = 1 << 30  # a batch of points in the field's network
-ON_THE_CUBE = 1e-4  # of its half side: what the cube cuts off is closed there
 
 
 class V3DCleanMesh(io.ComfyNode):
@@ -153,25 +149,6 @@ def alike(meshes: list[Mesh]) -> list[Mesh]:
         dataclasses.replace(mesh, uvs=None, texture=None, vertex_colours=colour)
         for mesh, colour in zip(meshes, colours, strict=True)
     ]
-
-
-def field_distance(field: Any) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
-    """Signed distances and unit normals of a fitted field, for `clean`, on the points' device.
-
-    First-order: the value over the length of its gradient. Points outside the field's cube, and on
-    its sides, where what it cuts off is closed, are called on the surface.
-    """
-
-    def distance(points: Tensor) -> tuple[Tensor, Tensor]:  # [N, 3] -> [N], [N, 3]
-        here = points.to(field.device, torch.float32)
-        values, gradients = field.sdf_and_gradient(here)
-        values, gradients = values.detach(), gradients.detach()
-        values = values / gradients.norm(dim=-1).clamp_min(1e-3)
-        away = (here - field.centre).abs().amax(dim=-1)
-        values = torch.where(away < (1 - ON_THE_CUBE) * field.half_size, values, 0.0)
-        return values.to(points), F.normalize(gradients, dim=-1).to(points)
-
-    return distance
 
 
 def summary(report: dict[str, Any]) -> str:

@@ -14,6 +14,7 @@ from .cameras import Orbit
 from .cli_generate import add_convert_command, add_orbit_options, add_sample_command, sample_one
 from .cli_input import add_hold_out, add_input_options, chosen_orbit, held_out, load
 from .cli_neus import add_neus_commands, chosen_neus
+from .cli_refine import add_asset_options, add_refine_commands
 from .cli_shared import (
     EXIT_BAD_INPUT,
     EXIT_CANCELLED,
@@ -23,16 +24,18 @@ from .cli_shared import (
     progress_bar,
     shown_options,
 )
-from .formats.mesh_files import read_mesh, write_mesh
 from .formats.ply import write_splat_ply
 from .formats.views import has_split
 from .generate import BAD_INPUT
+from .mesh.asset import AssetConfig
 from .mesh.config import SplatMeshConfig
 from .reconstruct import prepare_output, reconstruct
 from .report import Stopwatch, write_report
 from .splats.config import ALIGN_CHOICES, SPLAT_PRESETS, SplatFitConfig, splat_preset
 from .splats.fit import fit_splats
 
+DEFAULT_ASSET = AssetConfig()
+TEXTURE_SIZE = DEFAULT_ASSET.texture_size
 DEMO_ORBIT = Path(__file__).parent / "data" / "demo_orbit"
 
 
@@ -103,10 +106,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     add_convert_command(commands)
 
-    export = commands.add_parser("export", help="convert a mesh between .glb, .ply, .obj and .stl")
-    export.add_argument("input", type=Path)
-    export.add_argument("--out", type=Path, required=True, metavar="FILE")
-    export.set_defaults(run=run_export)
+    add_refine_commands(commands)
 
     for command in commands.choices.values():
         command.add_argument("--debug", action="store_true", help="log, and show tracebacks")
@@ -131,6 +131,7 @@ def _add_fit_options(parser: argparse.ArgumentParser, preset: str) -> None:
 
 
 def _add_mesh(parser: argparse.ArgumentParser) -> None:
+    add_asset_options(parser, texture_size=TEXTURE_SIZE)
     parser.add_argument(
         "--mesh",
         choices=("splat", "neus", "none"),
@@ -144,7 +145,7 @@ def run_demo(options: argparse.Namespace) -> None:
     """Reconstruct the orbit that the package ships."""
     print(f"The demo orbit is a robot that v3d makes and renders itself: {DEMO_ORBIT}")
     options.input, options.masks, options.frames, options.mesh = DEMO_ORBIT, None, None, "splat"
-    options.hold_out = 0
+    options.hold_out, options.faces, options.texture_size = 0, DEFAULT_ASSET.faces, TEXTURE_SIZE
     _reconstruct(options, orbit=None)
 
 
@@ -156,6 +157,7 @@ def run_reconstruct(options: argparse.Namespace) -> None:
 def run_image_to_3d(options: argparse.Namespace) -> int:
     """Sample an orbit into a folder beside the results, then reconstruct it."""
     chosen_fit(options)  # what is wrong there shall be said before the long part
+    chosen_asset(options)
     orbit = options.out / "orbit"
     code = sample_one(options, options.image, orbit)
     if not code:
@@ -180,6 +182,7 @@ def _reconstruct(options: argparse.Namespace, orbit: Orbit | None) -> None:
         config,
         SplatMeshConfig() if options.mesh == "splat" else None,
         neus_config=chosen_neus(options) if options.mesh == "neus" else None,
+        asset_config=chosen_asset(options),
         test_views=test_views,
         warnings=tuple(loaded.warnings),
         stage_progress=progress_bar,
@@ -212,11 +215,13 @@ def run_fit_splat(options: argparse.Namespace) -> None:
         print(f"held-out: {fit.report['psnr_test']:.2f} dB ({len(test_views)} views)")
 
 
-def run_export(options: argparse.Namespace) -> None:
-    """One mesh file to another format."""
-    mesh = read_mesh(options.input)
-    write_mesh(options.out, mesh)
-    print(f"{options.out}: {len(mesh.vertices):,} vertices, {len(mesh.faces):,} faces")
+def chosen_asset(options: argparse.Namespace) -> AssetConfig | None:
+    """What the textured mesh is like, or None where there shall be none."""
+    if options.mesh == "none" or not options.texture_size:
+        return None
+    return AssetConfig(
+        faces=options.faces, texture_size=options.texture_size, align=options.align or "auto"
+    )
 
 
 def chosen_fit(options: argparse.Namespace) -> SplatFitConfig:

@@ -23,10 +23,12 @@ from .formats.ply import write_splat_ply
 from .formats.video import write_video
 from .formats.views import save_views
 from .images import composite, contact_sheet, from_uint8, resize_views, to_uint8, unpremultiply
+from .mesh.asset import AssetConfig, make_asset
 from .mesh.config import SplatMeshConfig
 from .mesh.from_splats import mesh_from_splats
 from .metrics import score_views
 from .neus.config import NeusFitConfig, for_aligned_frames
+from .neus.distance import field_distance
 from .neus.extract import extract_mesh
 from .neus.fit import fit_neus
 from .neus.guides import SPLAT_NORMALS_UNTIL, guided
@@ -43,7 +45,15 @@ StageProgress = Callable[[str], AbstractContextManager[Progress]]  # opens a bar
 
 MESH_NAMES = ("mesh.glb", "mesh.ply")
 FIELD_NAME = "field.safetensors"  # with a NeuS mesh
-OUTPUT_NAMES = ("splat.ply", "mesh.glb", "mesh.ply", "turntable.mp4", "contact_sheet.png")
+ASSET_NAME = "textured.glb"  # the same surface, light and with a texture
+OUTPUT_NAMES = (
+    "splat.ply",
+    "mesh.glb",
+    "mesh.ply",
+    ASSET_NAME,
+    "turntable.mp4",
+    "contact_sheet.png",
+)
 
 
 @dataclass(frozen=True)
@@ -84,6 +94,7 @@ def reconstruct(
     mesh_config: SplatMeshConfig | None,
     *,
     neus_config: NeusFitConfig | None = None,
+    asset_config: AssetConfig | None = None,
     test_views: Views | None = None,
     pictures: PictureConfig = PictureConfig(),
     warnings: tuple[str, ...] = (),
@@ -99,6 +110,7 @@ def reconstruct(
         fit_config: How to fit the splat.
         mesh_config: How to mesh it, or None for no mesh of the splat.
         neus_config: How to fit a surface for the mesh instead, starting from the splat, or None.
+        asset_config: What the light, textured mesh shall be like, or None for none.
         test_views: Held-out views to render into `out/test` and to score, or None.
         pictures: Sizes of the turntable and the contact sheet.
         warnings: What the loader had to say; goes into the report.
@@ -142,9 +154,21 @@ def reconstruct(
                 views=fit.views,  # aligned where they disagreed
                 progress=progress,
             )
+    asset = None
     if mesh is not None:
         for name in MESH_NAMES:
             write_mesh(out / name, mesh)
+    if mesh is not None and asset_config is not None:
+        with stopwatch.stage("texture"), stage_progress("texture") as progress:
+            # from the views as they came: what was aligned for the fit is aligned to the mesh, once
+            asset = make_asset(
+                mesh.to(device),
+                views,
+                asset_config,
+                distance=None if surface is None else field_distance(surface.field),
+                progress=progress,
+            )
+        write_mesh(out / ASSET_NAME, asset.mesh)
 
     with stopwatch.stage("turntable"), stage_progress("turntable") as progress:
         write_turntable(out / "turntable.mp4", splats, views.cameras, pictures, progress)
@@ -159,6 +183,7 @@ def reconstruct(
         write_png(out / "contact_sheet.png", sheet)
 
     kept = [] if mesh is not None else [*MESH_NAMES]
+    kept += [] if asset is not None else [ASSET_NAME]
     kept += [] if surface is not None else [FIELD_NAME]
     notes += [f"{out / name} is of an earlier run" for name in kept if (out / name).exists()]
     report = {
@@ -178,6 +203,7 @@ def reconstruct(
         "mesh": None
         if mesh is None
         else {"vertices": len(mesh.vertices), "faces": len(mesh.faces)},
+        "asset": None if asset is None else asset.report,
         "scores": scores,
         "seconds": stopwatch.rounded(),
         "peak_memory": memory(device),

@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 STAGES = ("diffusion", "splats", "neus", "mesh")
 COMMAND_LINE = ("cli", "cli_generate", "cli_input", "cli_neus", "cli_shared", "generate")
-COMMAND_LINE += ("reconstruct",)
+COMMAND_LINE += ("cli_refine", "reconstruct")
 ASSEMBLERS = ("__init__", "__main__", *COMMAND_LINE)  # the only ones that see every stage
 HOST = ("comfy", "comfy_api", "comfy_api_nodes", "comfy_execution", "comfy_extras", "folder_paths")
 HOST += ("server", "nodes", "execution", "torchvision", "torchaudio")
