@@ -24,7 +24,6 @@ import numpy as np
 import record
 import torch
 import trimesh
-from trimesh.ray.ray_pyembree import RayMeshIntersector
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -52,6 +51,8 @@ class Render:
     """A mesh file seen from cameras, unlit: trimesh reads it, embree finds what is seen."""
 
     def __init__(self, path: Path) -> None:
+        from trimesh.ray.ray_pyembree import RayMeshIntersector  # embreex: not for the tables
+
         self.mesh = trimesh.load(path, process=False, force="mesh")
         self.rays = RayMeshIntersector(self.mesh, scale_to_box=False)
 

@@ -21,6 +21,7 @@ import rasterizers
 import record
 import splats
 import surfaces
+import textures
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENT = ROOT / "docs" / "numbers.md"
@@ -30,6 +31,7 @@ TABLES = {
     "rasterizers": rasterizers.markdown,
     "splats": splats.markdown,
     "surfaces": surfaces.markdown,
+    "textures": textures.markdown,
 }
 BLOCK = re.compile(
     r"(?P<begin><!-- numbers: (?P<name>[\w-]+\.json) -->\n).*?(?P<end><!-- end of (?P=name) -->)",
