@@ -8,6 +8,7 @@ import torch
 
 from v3d_core import backends
 from v3d_core.cameras import Orbit, camera_rays, orbit_cameras
+from v3d_core.images import composite
 from v3d_core.mesh import texture_checks
 from v3d_core.mesh.bake import SurfacePoints
 from v3d_core.mesh.harmonise import view_gains
@@ -244,6 +245,23 @@ def test_progress_climbs_to_the_end_and_cancels(scene):
 
     with pytest.raises(InterruptedError):
         refine_texture(mesh, views, SMALL, progress=stop)
+
+
+def test_pictures_of_the_work_show_the_first_view_and_get_no_worse(scene):
+    mesh, views = scene
+    config = dataclasses.replace(SMALL, iterations=12)
+    pictures: list[torch.Tensor] = []
+
+    def look(step, total, preview=None, text=""):
+        if preview is not None and step % 5 == 0:
+            pictures.append(preview())
+
+    result = refine_texture(mesh, views, config, progress=look)
+    shown, coverage = render_texture(result.mesh, views.cameras[0])
+    target = composite(shown, coverage)[0]
+    assert len(pictures) > 5 and {p.shape for p in pictures} == {target.shape}
+    errors = [float((p - target).abs().mean()) for p in pictures]
+    assert 2 * errors[-1] < errors[0] < 0.01
 
 
 def test_old_textures_and_views_stay_as_they_were(scene):

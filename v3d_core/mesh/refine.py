@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..fit_threads import cores_for_warp
 from ..mesh_queries import MeshQueries
-from ..progress import Progress, silent
+from ..progress import Preview, Progress, silent
 from ..structures import Mesh, Views
 from .atlas_links import AtlasLinks, link_texels
 from .bake import LEAST_WEIGHT, SurfacePoints, blend_views
@@ -27,6 +27,7 @@ from .texels import Texels, fill_gutter, find_texels
 from .texture_checks import require_memory, require_seen, usable_mesh
 from .texture_config import RefineConfig
 from .texture_polish import polish
+from .texture_preview import TexturePreview
 from .visibility import ViewMaps, face_normals, look
 
 logger = logging.getLogger(__name__)
@@ -82,7 +83,7 @@ def refine_texture(
         views: Pictures with masks and cameras in the mesh's frame; on the mesh's device.
         config: See `RefineConfig`; None takes the defaults.
         align: Moves the pictures onto the surface before they are mixed, with progress.
-        progress: Told several times a second.
+        progress: Told several times a second, from the blend on with a picture from the first view.
 
     Raises:
         ValueError: The mesh has no faces, its uvs leave 0..1, it is inside out, views see nothing of
@@ -109,12 +110,15 @@ def refine_texture(
         points = SurfacePoints.of(mesh, texels, normals)
         links = link_texels(mesh, texels, config.smoothness, config.seam_weight)
         start, seen, gains, views = _start(points, views, maps, texels, links, config, tick)
-        pixels = read_pixels(queries, mesh, views, maps, config, job.stage("rays"))
         atlas = _dense(start, texels)
+        shown = TexturePreview(mesh, queries, views.cameras[0], atlas)
+        job.preview = shown.picture
+        pixels = read_pixels(queries, mesh, views, maps, config, job.stage("rays"))
         before = weighted_db(atlas, pixels)
         atlas = solve(atlas, pixels, links, config, job.stage("solve"))
+        shown.show(atlas)
         after = weighted_db(atlas, pixels)
-        atlas = polish(atlas, pixels, views, config, job.stage("polish"))
+        atlas = polish(atlas, pixels, views, config, job.stage("polish"), shown.show)
         tick = job.stage("finish")
         result = _textured(mesh, atlas[texels.index], texels)
     unseen = torch.zeros(config.resolution**2, dtype=torch.bool, device=mesh.device)
@@ -281,6 +285,7 @@ class _Job:
     """Shares of the stages as one progress from 0 to 100, and their seconds."""
 
     def __init__(self, progress: Progress) -> None:
+        self.preview: Preview | None = None
         self._progress = progress
         self._start = 0.0
         self._part = 0.0
@@ -293,7 +298,7 @@ class _Job:
         self._start += part
 
         def tick(share: float) -> None:
-            self._progress(round(start + part * share), 100, None, _TEXTS[name])
+            self._progress(round(start + part * share), 100, self.preview, _TEXTS[name])
 
         tick(0.0)
         return tick

@@ -22,6 +22,7 @@ def polish(
     views: Views,
     config: RefineConfig,
     tick: Callable[[float], None],
+    show: Callable[[Tensor], None],
 ) -> Tensor:  # [H * W, 3]
     """One view per step: weighted squared error + LPIPS weight * LPIPS (Zhang et al. 2018).
 
@@ -39,6 +40,7 @@ def polish(
             raise backends.MissingPackageError(f"lpips_weight {config.lpips_weight:g}: {reason}")
         network = network.to(atlas.device)
     texels = atlas.clone()
+    show(texels)  # the very tensor that changes from step to step
     optimiser = torch.optim.Adam([texels], lr=LEARNING_RATE)
     schedule = torch.optim.lr_scheduler.LinearLR(optimiser, 1.0, 0.0, config.iterations)
     generator = torch.Generator().manual_seed(SEED)
