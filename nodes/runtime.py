@@ -19,6 +19,7 @@ from PIL import Image
 from server import PromptServer
 from torch import Tensor
 
+from ..v3d_core.backends import MissingPackageError
 from ..v3d_core.progress import Preview
 
 log = logging.getLogger("V3D")
@@ -135,16 +136,17 @@ def tell(name: str, message: str) -> None:
 
 
 def named_errors(execute: Callable) -> Callable:
-    """Wrap a node's `execute` so that wrong input is reported under the node's display name."""
+    """Wrap a node's `execute` so that what the user can mend is reported under its display name."""
+    kinds = (ValueError, OSError, MissingPackageError)
 
     @functools.wraps(execute)
     def wrapper(cls, **inputs):
         try:
             return execute(cls, **inputs)
-        except (ValueError, OSError) as error:
+        except kinds as error:
             # not GET_SCHEMA: it stores what it finds on the class, which is locked in a run
             name = cls.define_schema().display_name
-            kind = ValueError if isinstance(error, ValueError) else OSError
+            kind = next(kind for kind in kinds if isinstance(error, kind))
             raise kind(f"{name}: {error}") from error
 
     return wrapper

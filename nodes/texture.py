@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from typing import Any
 
 import torch
 from comfy_api.v0_0_2 import io
 
-from ..v3d_core.mesh.asset import AssetConfig, put_texture
+from ..v3d_core.mesh.asset import AssetConfig, part_of, put_texture
 from ..v3d_core.mesh.texture_checks import needed_bytes
 from .convert import CPU, meshes_from_host, meshes_to_host, to_host
 from .runtime import NodeProgress, fitting, named_errors, owned, tell
@@ -118,9 +119,15 @@ class V3DRefineTexture(io.ComfyNode):
         with fitting(round(needed_bytes(texture_size, views))) as device:
             pictures = owned(views, device)
             progress = NodeProgress()
-            for item in items:
-                asset = put_texture(owned(item, device), pictures, config, progress=progress)
-                done.append((asset.mesh.to(CPU), asset.unseen.to(CPU), asset.report))
+            for index, item in enumerate(items):
+                part = part_of(progress, index / len(items), (index + 1) / len(items))
+                try:
+                    asset = put_texture(owned(item, device), pictures, config, progress=part)
+                except ValueError as error:
+                    raise ValueError(f"mesh {index} of {len(items)}: {error}") from error
+                # core's writer keeps both, and viewers multiply them
+                textured = dataclasses.replace(asset.mesh.to(CPU), vertex_colours=None)
+                done.append((textured, asset.unseen.to(CPU), asset.report))
         meshes, unseen, reports = zip(*done, strict=True)
         tell("V3D Refine Texture", "; ".join(map(summary, reports)))
         textures = torch.stack([one.texture for one in meshes])
@@ -128,7 +135,7 @@ class V3DRefineTexture(io.ComfyNode):
         return io.NodeOutput(
             meshes_to_host(meshes),
             to_host(textures),
-            torch.stack(unseen).float(),
+            to_host(torch.stack(unseen)),
             json.dumps(shown, indent=2),
         )
 

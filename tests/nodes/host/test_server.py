@@ -39,6 +39,7 @@ NODES = (
     "V3DSaveSDF",
     "V3DLoadSDF",
     "V3DCleanMesh",
+    "V3DRefineTexture",
     "V3DExportMesh",
     "V3DSaveViews",
 )
