@@ -54,3 +54,10 @@ def test_registry_id_and_version_are_lawful():
 def test_development_files_stay_out_of_the_published_pack():
     ignored = (ROOT / ".comfyignore").read_text(encoding="utf-8").split()
     assert {"dev.py", "tests/", "benchmarks/", ".ci/"} <= set(ignored)
+
+
+def test_what_the_front_end_reads_is_published():
+    ignored = (ROOT / ".comfyignore").read_text(encoding="utf-8").split()
+    for folder in ("locales", "web", "workflows"):
+        assert (ROOT / folder).is_dir()
+        assert not [line for line in ignored if line.strip("/").split("/")[0] in (folder, "*")]

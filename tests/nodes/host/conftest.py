@@ -28,6 +28,7 @@ if "comfy.cli_args" not in sys.modules:
     # the image encoder in float32, so that it can be compared; the host takes float16 by default
     bootstrap.make_importable("--cpu", "--disable-api-nodes", "--fp32-text-enc")
     _load("comfy_server", HERE / "comfy_server.py")
+    _load("make_locales", HERE / "make_locales.py")
     _load("ui_to_api", HERE / "ui_to_api.py")
     scenes = _load("scenes", HERE / "scenes.py")
     _load("prompts", HERE / "prompts.py")

@@ -1,0 +1,121 @@
+"""The texts in locales/: generated English, whole and faithful translations, served by the host."""
+
+import re
+
+import pytest
+from make_locales import LOCALES, english, flat, grown, languages, read, still_right
+
+OTHERS = languages()
+# What a translation must repeat: code, %marks%, <marks>, names with _ or a suffix, acronyms,
+# a choice that the text explains (`auto:`), and numbers.
+LITERALS = re.compile(
+    r"`[^`]+`|%\w+%|<\w+>|[A-Za-z]\w*_\w+|\w*\.[a-zA-Z]\w+|\b[A-Z][A-Z0-9]{2,}\b"
+    r"|\b[a-z][a-z0-9_ ]*:(?= )|\d+x\d+|(?<![A-Za-z\d])-?\d+(?:[.,]\d+)*|\bpx\b|%"
+)
+UNITS = {
+    "pixel": {"zh": "像素", "ja": "ピクセル"},
+    "degrees": {"zh": "度", "ja": "度"},
+    "seconds": {"zh": "秒", "ja": "秒"},
+    "minutes": {"zh": "分", "ja": "分"},
+    "millimetres": {"zh": "毫米", "ja": "ミリメートル"},
+}
+PARSED = ("display_name", "description", "name")  # by vue-i18n; it takes tooltips as they are
+
+
+def literals(text: str, choices: set[str]) -> list[str]:
+    """What has to stand in any translation of a text; a colon counts after a choice only."""
+    found = LITERALS.findall(text)
+    return [word for word in found if not word.endswith(":") or word[:-1] in choices]
+
+
+def choices_of(info: dict) -> set[str]:
+    """Values of a node's combos, which no language translates."""
+    specs = [spec for group in info["input"].values() for spec in group.values()]
+    options = [option for spec in specs if len(spec) > 1 for option in spec[1].get("options", [])]
+    return {o["key"] if isinstance(o, dict) else str(o) for o in options}
+
+
+def test_english_is_what_the_schemas_say(object_info):
+    assert read("en") == english(object_info), "run make_locales.py"
+    assert OTHERS == ["ja", "zh"]
+
+
+def test_inputs_below_a_choice_have_the_keys_that_the_front_end_asks_for():
+    inputs = read("en")["V3DOrbitCameras"]["inputs"]
+    assert {"orbit", "orbit_views", "orbit_fov", "frame"} <= inputs.keys()
+    assert inputs["orbit_fov"]["name"] == "fov"
+    assert inputs["orbit_fov"]["tooltip"].startswith("custom: ")
+    assert " svd: " in inputs["orbit_fov"]["tooltip"]
+
+
+def test_translation_of_a_changed_text_is_taken_out_and_others_stay():
+    before = {("A", "name"): "one", ("A", "tooltip"): "old", ("gone",): "x"}
+    now = {("A", "tooltip"): "new", ("A", "name"): "one", ("B",): "more"}
+    old = {("A", "name"): "eins", ("A", "tooltip"): "alt", ("gone",): "weg"}
+    assert still_right(old, before, now) == {("A", "name"): "eins"}
+    tree = {"A": {"name": "one", "inputs": {"b": {"tooltip": "t"}}}}
+    assert grown(flat(tree)) == tree
+
+
+@pytest.mark.parametrize("language", OTHERS)
+def test_translation_has_every_text_and_no_other(language):
+    texts, wanted = flat(read(language)), flat(read("en"))
+    assert texts.keys() == wanted.keys()
+    assert not [path for path, text in texts.items() if not text.strip()]
+    untouched = [path for path, text in texts.items() if path[-1] == "tooltip" and text.isascii()]
+    assert not untouched
+    names = [node["display_name"] for node in read(language).values()]
+    assert len(set(names)) == len(names)
+    assert all(name.startswith("V3D ") for name in names)
+
+
+@pytest.mark.parametrize("language", OTHERS)
+def test_translation_repeats_numbers_units_and_names(language, object_info):
+    texts, missing = flat(read(language)), []
+    for path, text in flat(read("en")).items():
+        own, said = path[0], texts[path]
+        if path[-1] == "name":
+            continue
+        for word in literals(text, choices_of(object_info[own])):
+            # another widget of the node goes by the name it has in that language
+            widget = texts.get((own, "inputs", word, "name"), word)
+            if word not in said and widget not in said:
+                missing.append((path, word))
+        for unit, name in UNITS.items():
+            if re.search(rf"\b{unit}", text, re.IGNORECASE) and name[language] not in said:
+                missing.append((path, unit))
+    assert not missing
+
+
+def test_the_check_of_literals_sees_numbers_units_and_names():
+    text = "auto: x_y of `pip a` in .mtl, %date%: -1, 0.02, 20,000, 512x512 px, PSNR. Wrong: no."
+    assert literals(text, {"auto"}) == [
+        *(
+            "auto:",
+            "x_y",
+            "`pip a`",
+            ".mtl",
+            "%date%",
+            "-1",
+            "0.02",
+            "20,000",
+            "512x512",
+            "px",
+            "PSNR",
+        ),
+    ]
+
+
+@pytest.mark.parametrize("language", ["en", *OTHERS])
+def test_no_text_uses_the_front_ends_message_syntax(language):
+    parsed = {path: text for path, text in flat(read(language)).items() if path[-1] in PARSED}
+    assert not [path for path, text in parsed.items() if set(text) & set("{}@|$")]
+
+
+def test_host_serves_all_languages(server):
+    served = server.get_json("/i18n")
+    for folder in LOCALES.iterdir():
+        assert served[folder.name]["nodeDefs"] == read(folder.name)
+    fit = served["zh"]["nodeDefs"]["V3DFitSplat"]
+    assert fit["display_name"] == "V3D 拟合高斯泼溅"
+    assert fit["inputs"]["preset"]["name"] == "预设"
