@@ -6,6 +6,7 @@ from comfy_api.v0_0_2 import ComfyExtension, io
 
 from .clean import V3DCleanMesh
 from .datasets import V3DLoadViews, V3DSaveViews
+from .environment import V3DEnvironment
 from .finish import add_finish_route
 from .mesh import V3DExportMesh, V3DMeshFromSplat
 from .models import V3DLoadModel
@@ -46,4 +47,5 @@ class V3DExtension(ComfyExtension):
             V3DRefineTexture,
             V3DExportMesh,
             V3DSaveViews,
+            V3DEnvironment,
         ]

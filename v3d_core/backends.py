@@ -80,6 +80,23 @@ def load(module: str) -> ModuleType:
         ) from error
 
 
+def problem(module: str) -> str:
+    """Why an optional package cannot be used, or an empty string; imports it to know.
+
+    gsplat, which would compile itself when imported, is imported only where its code is there.
+    """
+    package = OPTIONAL_PACKAGES[module]
+    if not is_installed(module):
+        return f"{module} is not installed; pip install {package.install}"
+    if module == "gsplat":
+        return load_gsplat()[1]
+    try:
+        {"pxr": load_usd, "rembg": load_rembg}.get(module, lambda: load(module))()
+    except MissingPackageError as error:
+        return str(error)
+    return ""
+
+
 def load_usd() -> ModuleType:
     """Pixar's `pxr` with the modules that a .usdz file is made with.
 
@@ -107,17 +124,32 @@ def load_lpips_network() -> tuple[torch.nn.Module | None, str]:
         The network in evaluation mode without parameters to learn, or None; and which it is or why
         there is none.
     """
-    trunk = Path(torch.hub.get_dir()) / "checkpoints" / LPIPS_TRUNK_FILE
     if not is_installed("lpips"):
         return None, "lpips is not installed; pip install lpips"
-    if not trunk.is_file():
-        return None, f"lpips would download its weights; put {LPIPS_TRUNK_FILE} into {trunk.parent}"
+    if reason := missing_model("lpips"):
+        return None, reason
     try:
         network = load("lpips").LPIPS(net="alex", verbose=False).eval().requires_grad_(False)
     except Exception as error:  # a damaged file raises anything; a score is not worth a run
         return None, f"lpips does not load: {error}"
-    logger.info("LPIPS: AlexNet, weights from %s", trunk)
+    logger.info("LPIPS: AlexNet, weights from %s", _lpips_trunk())
     return network, "alex"
+
+
+def _lpips_trunk() -> Path:
+    return Path(torch.hub.get_dir()) / "checkpoints" / LPIPS_TRUNK_FILE
+
+
+def missing_model(module: str) -> str:
+    """Which file a package would download at its first use and where it belongs, or ""."""
+    if module == "lpips" and not (trunk := _lpips_trunk()).is_file():
+        return f"lpips would download its weights; put {LPIPS_TRUNK_FILE} into {trunk.parent}"
+    if module == "rembg":
+        try:
+            _rembg_model_file()
+        except MissingPackageError as error:
+            return str(error)
+    return ""
 
 
 def load_lpips() -> tuple[ImageDistance | None, str]:
@@ -226,6 +258,16 @@ def _load_library(name: str, path: Path) -> ModuleType:
     return module
 
 
+def load_rembg() -> ModuleType:
+    """rembg with the runtime that it needs.
+
+    Raises:
+        MissingPackageError: rembg or onnxruntime is absent or broken.
+    """
+    load("onnxruntime")  # first: without it rembg ends the whole process
+    return load("rembg")
+
+
 def remove_background(
     image: Tensor,  # [H, W, 3] uint8
 ) -> Tensor:  # [H, W]
@@ -248,8 +290,7 @@ def remove_background(
         raise ValueError(
             f"remove_background: expected [H, W, 3] uint8, got {list(image.shape)} {image.dtype}"
         )
-    onnxruntime = load("onnxruntime")  # first: without it rembg ends the whole process
-    rembg = load("rembg")
+    rembg, onnxruntime = load_rembg(), load("onnxruntime")
     model = _rembg_model_file()
     u2net = importlib.import_module("rembg.sessions.u2net").U2netSession
 

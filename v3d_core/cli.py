@@ -11,6 +11,7 @@ from pathlib import Path
 
 from . import __version__
 from .cameras import Orbit
+from .cli_env import add_env_command
 from .cli_generate import add_convert_command, add_orbit_options, add_sample_command, sample_one
 from .cli_input import add_hold_out, add_input_options, chosen_orbit, held_out, load
 from .cli_neus import add_neus_commands, chosen_neus
@@ -107,6 +108,8 @@ def build_parser() -> argparse.ArgumentParser:
     add_convert_command(commands)
 
     add_refine_commands(commands)
+
+    add_env_command(commands)
 
     for command in commands.choices.values():
         command.add_argument("--debug", action="store_true", help="log, and show tracebacks")

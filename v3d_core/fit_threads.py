@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import torch
 
-from .backends import is_installed
+from .backends import problem
 
 
 @contextmanager
@@ -22,12 +22,12 @@ def cores_for_warp(device: torch.device, warp_runs: bool | None = None) -> Itera
 
     Args:
         device: Where the work is done; on any but the CPU nothing changes.
-        warp_runs: Whether Warp's kernels are used; None: where Warp is installed.
+        warp_runs: Whether Warp's kernels are used; None: where Warp imports.
     """
     before = torch.get_num_threads()
     passive = os.environ.get("OMP_WAIT_POLICY", "").upper() == "PASSIVE"
     if device.type == "cpu" and not passive:
-        if is_installed("warp") if warp_runs is None else warp_runs:
+        if not problem("warp") if warp_runs is None else warp_runs:
             torch.set_num_threads(1)
     try:
         yield

@@ -60,7 +60,7 @@ class MeshQueries:
     Args:
         vertices: Positions, world units. [N, 3]
         faces: Vertex indices; there may be none. [M, 3] int64
-        engine: `warp`, `torch`, or `auto`: Warp where it is installed, else torch with a log line.
+        engine: `warp`, `torch`, or `auto`: Warp where it runs, else torch with a log line.
 
     Raises:
         ValueError: A shape is another, a vertex is not finite, an index has no vertex, or the
@@ -267,12 +267,31 @@ def _engine_name(engine: str, device: torch.device) -> str:
         backends.load("warp")
     if engine != "auto":
         return engine
-    if backends.is_installed("warp") and device.type in ("cpu", "cuda"):
-        return "warp"
-    logger.warning(
-        "mesh queries: torch tries every face for every ray, which is slow; pip install warp-lang"
-    )
-    return "torch"
+    name, reason = choose_engine(device)
+    if reason:
+        logger.warning(
+            "mesh queries: torch tries every face for every ray, which is slow; %s", reason
+        )
+    return name
+
+
+def choose_engine(device: torch.device) -> tuple[str, str]:
+    """The engine of `auto` on a device, and why it is not Warp."""
+    if device.type not in ("cpu", "cuda"):
+        return "torch", f"warp does not run on {device.type}"
+    if not backends.is_installed("warp"):
+        return "torch", "warp is not installed; pip install warp-lang"
+    reason = _warp_problem(device)
+    return ("torch", reason) if reason else ("warp", "")
+
+
+@cache
+def _warp_problem(device: torch.device) -> str:
+    try:
+        _warp_engine(device)
+    except Exception as error:  # a broken native package raises anything; torch still works
+        return f"warp does not run: {error}"
+    return ""
 
 
 def _check(vertices: Tensor, faces: Tensor) -> None:

@@ -35,6 +35,6 @@ def test_threads_inside_and_afterwards(device, warp_runs, policy, threads, monke
 
 @pytest.mark.parametrize("installed", [True, False])
 def test_without_a_word_it_depends_on_whether_warp_is_installed(installed, monkeypatch):
-    monkeypatch.setattr(fit_threads, "is_installed", lambda name: installed)
+    monkeypatch.setattr(fit_threads, "problem", lambda name: "" if installed else "not there")
     with fit_threads.cores_for_warp(torch.device("cpu")):
         assert torch.get_num_threads() == (1 if installed else 3)

@@ -314,7 +314,7 @@ def test_charts_that_cannot_fit_are_named_with_the_texture():
 
 
 def test_auto_takes_our_own_charts_where_xatlas_is_missing(monkeypatch):
-    monkeypatch.setattr(unwrap_module, "is_installed", lambda module: False)
+    monkeypatch.setattr(unwrap_module, "problem", lambda module: f"no {module}")
     own = unwrap(torus(), UnwrapConfig(engine="charts"))
     assert torch.equal(unwrap(torus()).uvs, own.uvs)
 

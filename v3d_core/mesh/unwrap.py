@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..backends import is_installed, load
+from ..backends import load, problem
 from ..progress import Progress, silent
 from ..structures import Mesh
 from .chart_growing import grown_charts
@@ -33,6 +33,12 @@ MAX_FACES = 500_000  # more would take minutes, and give a face less than two te
 STEPS = 100  # of progress
 CUTTING_STEPS, CHECKING_STEPS = 60, 15  # the rest is packing
 UV_TOLERANCE = 1e-5  # beyond 0..1 that files with 5 decimals may hold; clamped
+
+
+def choose_engine() -> tuple[str, str]:
+    """The engine of `auto`, and why it is not xatlas."""
+    reason = problem("xatlas")
+    return ("charts", reason) if reason else ("xatlas", "")
 
 
 def unwrap(mesh: Mesh, config: UnwrapConfig | None = None, *, progress: Progress = silent) -> Mesh:
@@ -69,7 +75,9 @@ def unwrap(mesh: Mesh, config: UnwrapConfig | None = None, *, progress: Progress
         )
     engine = config.engine
     if engine == "auto":
-        engine = "xatlas" if is_installed("xatlas") else "charts"
+        engine, reason = choose_engine()
+        if reason:
+            logger.info("unwrapping with charts of our own: %s", reason)
     # by place, bit for bit: seams of old uvs or of normals are no borders of the surface
     vertices, faces = welded(
         mesh.vertices.detach().cpu().double().numpy(), mesh.faces.cpu().numpy()

@@ -59,7 +59,7 @@ class Engines(Generic[Task]):
         self.candidates = candidates
         self.check = check
         self._found: dict[tuple[str, torch.device], tuple[Engine[Task] | None, str]] = {}
-        self._best: dict[torch.device, Engine[Task]] = {}
+        self._best: dict[torch.device, tuple[Engine[Task], list[str]]] = {}
 
     def choose(self, device: torch.device, dtype: torch.dtype) -> Engine[Task]:
         """The engine for tensors of a device and dtype.
@@ -73,8 +73,7 @@ class Engines(Generic[Task]):
             raise ValueError(f"{self.variable}={forced}: known engines are {known}")
         if forced == "torch" or device.type not in ("cpu", "cuda") or dtype != torch.float32:
             return self.oracle
-        if device.type == "cuda" and device.index is None:
-            device = torch.device("cuda", torch.cuda.current_device())
+        device = _numbered(device)
         if forced:
             engine, reason = self.find(forced, device)
             if engine is None:
@@ -82,7 +81,20 @@ class Engines(Generic[Task]):
             return engine
         if device not in self._best:
             self._best[device] = self._first_that_agrees(device)
-        return self._best[device]
+        return self._best[device][0]
+
+    def explain_choice(self, device: torch.device) -> tuple[str, list[str]]:
+        """The engine of float32 tensors on a device, and why none that comes before it.
+
+        Raises:
+            ValueError: As `choose`.
+        """
+        engine = self.choose(device, torch.float32)
+        if forced := os.environ.get(self.variable, ""):
+            return engine.name, [f"{self.variable}={forced} forces it"]
+        if device.type not in ("cpu", "cuda"):
+            return engine.name, [f"no other one runs on {device.type}"]
+        return engine.name, list(self._best[_numbered(device)][1])
 
     def find(self, name: str, device: torch.device) -> tuple[Engine[Task] | None, str]:
         """An engine if it imports and agrees with the oracle, or None and why not."""
@@ -106,18 +118,18 @@ class Engines(Generic[Task]):
         """Candidates for a kind of device."""
         return [name for name in self.candidates if name == "warp" or device.type == "cuda"]
 
-    def _first_that_agrees(self, device: torch.device) -> Engine[Task]:
-        reasons = []
+    def _first_that_agrees(self, device: torch.device) -> tuple[Engine[Task], list[str]]:
+        reasons: list[str] = []
         for name in self._for(device):
             engine, reason = self.find(name, device)
             if engine is not None:
                 logger.info("%s on %s: %s (agrees with torch)", self.task, device, name)
                 for missed in reasons:
                     logger.warning("%s on %s: %s", self.task, device, missed)
-                return engine
+                return engine, reasons
             reasons.append(reason)
         logger.warning("%s on %s: torch, which is slow (%s)", self.task, device, "; ".join(reasons))
-        return self.oracle
+        return self.oracle, reasons
 
     def _try(self, name: str, device: torch.device) -> tuple[Engine[Task] | None, str]:
         if not backends.is_installed(name):
@@ -135,6 +147,13 @@ class Engines(Generic[Task]):
             if not problem:
                 return engine, ""
         return None, f"{name} is not used: {problem}"
+
+
+def _numbered(device: torch.device) -> torch.device:
+    """`cuda` as the device that it stands for."""
+    if device.type == "cuda" and device.index is None:
+        return torch.device("cuda", torch.cuda.current_device())
+    return device
 
 
 def _warp_encoder(device: torch.device) -> Engine[Encoder]:

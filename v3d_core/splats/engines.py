@@ -95,30 +95,50 @@ def choose_engine(device: torch.device, dtype: torch.dtype) -> Engine:
         raise ValueError(f"{ENGINE_VARIABLE}={forced}: known engines are torch, warp and gsplat")
     if forced == "torch" or device.type not in ("cpu", "cuda") or dtype != torch.float32:
         return ORACLE
-    if device.type == "cuda" and device.index is None:
-        device = torch.device("cuda", torch.cuda.current_device())
+    device = _numbered(device)
     if forced:
         engine, reason = find_engine(forced, device)
         if engine is None:
             raise ValueError(f"{ENGINE_VARIABLE}={forced}, but {reason}")
         return engine
-    return _best_engine(device)
+    return _best_engine(device)[0]
+
+
+def explain_choice(device: torch.device) -> tuple[str, list[str]]:
+    """The engine of float32 tensors on a device, and why none that comes before it.
+
+    Raises:
+        ValueError: As `choose_engine`.
+    """
+    engine = choose_engine(device, torch.float32)
+    if forced := os.environ.get(ENGINE_VARIABLE, ""):
+        return engine.name, [f"{ENGINE_VARIABLE}={forced} forces it"]
+    if device.type not in ("cpu", "cuda"):
+        return engine.name, [f"no other one runs on {device.type}"]
+    return engine.name, list(_best_engine(_numbered(device))[1])
+
+
+def _numbered(device: torch.device) -> torch.device:
+    """`cuda` as the device that it stands for."""
+    if device.type == "cuda" and device.index is None:
+        return torch.device("cuda", torch.cuda.current_device())
+    return device
 
 
 @cache
-def _best_engine(device: torch.device) -> Engine:
+def _best_engine(device: torch.device) -> tuple[Engine, tuple[str, ...]]:
     """The first engine that runs and agrees; says which it is, and what to do for a better one."""
-    reasons = []
+    reasons: list[str] = []
     for name in ("warp", "gsplat") if device.type == "cuda" else ("warp",):
         engine, reason = find_engine(name, device)
         if engine is not None:
             logger.info("rasterizer on %s: %s (agrees with the torch oracle)", device, name)
             for missed in reasons:
                 logger.warning("rasterizer on %s: %s", device, missed)
-            return engine
+            return engine, tuple(reasons)
         reasons.append(reason)
     logger.warning("rasterizer on %s: torch, which is slow (%s)", device, "; ".join(reasons))
-    return ORACLE
+    return ORACLE, tuple(reasons)
 
 
 @cache
