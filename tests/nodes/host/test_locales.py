@@ -119,3 +119,34 @@ def test_host_serves_all_languages(server):
     fit = served["zh"]["nodeDefs"]["V3DFitSplat"]
     assert fit["display_name"] == "V3D 拟合高斯泼溅"
     assert fit["inputs"]["preset"]["name"] == "预设"
+
+
+def help_pages() -> list[tuple[str, str]]:
+    """Node and language of every translated help page."""
+    pages = (LOCALES.parent / "web" / "docs").glob("*/*.md")
+    return sorted((page.parent.name, page.stem) for page in pages)
+
+
+@pytest.mark.parametrize(("node", "language"), help_pages())
+def test_translated_help_page_is_served_and_says_what_the_english_one_says(node, language, server):
+    page = server.get(f"/extensions/ComfyUI-V3D/docs/{node}/{language}.md").decode()
+    english_page = server.get(f"/extensions/ComfyUI-V3D/docs/{node}.md").decode()
+    texts = read(language)[node]
+    assert page.startswith(f"# {texts['display_name']}\n")
+    rows = [f"{i['name']} `{key}`" for key, i in texts["inputs"].items()]
+    assert not [row for row in rows if row not in page]
+    assert not [o["name"] for o in texts["outputs"].values() if f"**{o['name']}**" not in page]
+    numbers = re.compile(r"(?<![A-Za-z\d])-?\d+(?:[., ]\d+)*")
+    assert set(numbers.findall(english_page)) <= set(numbers.findall(page))
+    assert page.count("\n#") == english_page.count("\n#")
+    assert page.count("\n|") == english_page.count("\n|")
+    assert page.count("\n* ") == english_page.count("\n* ")
+
+
+@pytest.mark.parametrize("language", OTHERS)
+def test_nodes_of_ours_are_quoted_by_the_names_they_have(language):
+    docs = (LOCALES.parent / "web" / "docs").glob(f"*/{language}.md")
+    said = [*flat(read(language)).values(), *(page.read_text("utf-8") for page in docs)]
+    quoted = {name for text in said for name in re.findall(r"[“「](V3D [^”」]+)[”」]", text)}
+    assert len(quoted) > 10
+    assert quoted <= {node["display_name"] for node in read(language).values()}
