@@ -14,6 +14,7 @@ from .convert import image_from_views, to_host
 from .paths import DEMO, IN_OUTPUT, folder_state, output_path, view_folder, view_folders
 from .runtime import named_errors, tell
 from .sockets import V3DCameras, V3DViews
+from .turntable import turn_views
 from .views import fit_cameras_to_images
 
 SPLITS = ("train", "test", "val")
@@ -81,7 +82,7 @@ class V3DLoadViews(io.ComfyNode):
         size = f"{len(views)} views of {views.cameras.width}x{views.cameras.height}."
         tell("V3D Load Views", " ".join([size, *loaded.warnings]))
         images, masks = image_from_views(views), to_host(views.masks)
-        return io.NodeOutput(views, images, masks, views.cameras)
+        return io.NodeOutput(views, images, masks, views.cameras, ui=turn_views(views))
 
 
 def load_folder(folder: Path, split: str, cameras: Cameras | None) -> LoadedViews:

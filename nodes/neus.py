@@ -25,6 +25,7 @@ from .finish import finishable
 from .paths import IN_OUTPUT, field_file, field_files, file_state, output_path
 from .runtime import NodeProgress, compute_device, fitting, named_errors, owned, tell
 from .sockets import V3DSDF, V3DViews
+from .turntable import turn_views
 
 FRAMES = {"auto": "auto", "agree": "off", "disagree": "on"}  # widget -> align
 DEFAULTS = ExtractConfig()
@@ -185,7 +186,7 @@ class V3DFitNeuS(io.ComfyNode):
         if consensus is not None:
             report["per_view"] = consensus.per_view
         tell("V3D Fit NeuS", summary(report))
-        return io.NodeOutput(field, json.dumps(report, indent=2), fitted)
+        return io.NodeOutput(field, json.dumps(report, indent=2), fitted, ui=turn_views(fitted))
 
 
 def config_from_widgets(

@@ -18,7 +18,7 @@ from ..v3d_core.diffusion.guidance import GUIDANCE_KINDS, Guidance
 from ..v3d_core.images import contact_sheet
 from ..v3d_core.pose_views import pose_views
 from ..v3d_core.report import peak_memory_mib
-from ..v3d_core.structures import Views
+from ..v3d_core.structures import Cameras, Views
 from .convert import to_host
 from .host_diffusion import (
     check_model,
@@ -29,6 +29,7 @@ from .host_diffusion import (
 )
 from .runtime import NodeProgress, log, named_errors, tell
 from .sockets import V3DViews
+from .turntable import turn_frames
 
 NAME = "V3D Sample Orbit"
 MAX_SEED = 0xFFFFFFFFFFFFFFFF
@@ -247,7 +248,12 @@ class V3DSampleOrbit(io.ComfyNode):
         progress.decoding(config.num_frames)
         frames, decoded = decode_latents(vae, latents, decode_frames)
         report = progress.finish(frames, decoded)
-        return io.NodeOutput(to_host(frames), views_or_reason(frames), json.dumps(report, indent=2))
+        return io.NodeOutput(
+            to_host(frames),
+            views_or_reason(frames),
+            json.dumps(report, indent=2),
+            ui=turn_frames(frames, cameras_of(frames)),
+        )
 
 
 def config_from_widgets(frames: int, **numbers) -> ConditioningConfig:
@@ -260,10 +266,8 @@ def views_or_reason(frames: Tensor) -> Views | ExecutionBlocker:  # [T, H, W, 3]
 
     The frames themselves took long and are handed on in any case.
     """
-    count, height, width, _ = frames.shape
-    cameras = orbit_cameras(Orbit(num_views=count), width, height)
     try:
-        posed = pose_views(frames, cameras)
+        posed = pose_views(frames, cameras_of(frames))
     except ValueError as error:
         reason = f"{NAME}: the frames have no views: {error}"
         log.warning(reason)
@@ -271,6 +275,12 @@ def views_or_reason(frames: Tensor) -> Views | ExecutionBlocker:  # [T, H, W, 3]
     for warning in posed.warnings:
         log.info("%s: %s", NAME, warning)
     return posed.views
+
+
+def cameras_of(frames: Tensor) -> Cameras:  # [T, H, W, 3]
+    """The cameras of a V3D orbit with so many frames."""
+    count, height, width, _ = frames.shape
+    return orbit_cameras(Orbit(num_views=count), width, height)
 
 
 class OrbitProgress:

@@ -20,6 +20,7 @@ from .convert import CPU, colour_from_hex, splats_from_host, splats_to_host, to_
 from .finish import finishable
 from .runtime import NodeProgress, compute_device, fitting, named_errors, owned, tell
 from .sockets import V3DCameras, V3DViews
+from .turntable import turn_frames, turn_views
 
 # Bytes per Gaussian and per pixel in each picture of a step, with gradients. torch: measured between
 # 10,000 and 40,000 splats at 256 and 512 px (3.3 KiB and 0.7 KiB), rounded up. The others keep a
@@ -181,7 +182,9 @@ class V3DFitSplat(io.ComfyNode):
             )
             splat, aligned = splats_to_host(fit.splats), fit.views.to(CPU)
         tell("V3D Fit Splat", summary(fit.report))
-        return io.NodeOutput(splat, json.dumps(fit.report, indent=2), aligned)
+        return io.NodeOutput(
+            splat, json.dumps(fit.report, indent=2), aligned, ui=turn_views(aligned)
+        )
 
 
 def config_from_widgets(
@@ -287,7 +290,9 @@ class V3DRenderSplat(io.ComfyNode):
                 progress(index + 1, len(cameras), preview=lambda: pictures[-1][0][0])
             image, mask, depth = (torch.cat(parts) for parts in zip(*pictures, strict=True))
         grey = depth_picture(depth) if depth_is == DEPTHS[0] else depth[..., None].expand_as(image)
-        return io.NodeOutput(to_host(image), to_host(mask), to_host(grey))
+        frames = to_host(image)
+        turn = turn_frames(frames, cameras)
+        return io.NodeOutput(frames, to_host(mask), to_host(grey), ui=turn)
 
 
 def cameras_at(cameras: Cameras, resolution: int) -> Cameras:

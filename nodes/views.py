@@ -13,6 +13,7 @@ from .convert import mask_to_plain, normals_from_image, pictures_from_image
 from .masks import MASK_IS, object_masks
 from .runtime import named_errors, tell
 from .sockets import V3DCameras, V3DViews
+from .turntable import turn_views
 
 ASPECT_TOLERANCE = 1e-3  # 512x512 against 576x576 agrees; 512x512 against 512x513 does not
 
@@ -75,7 +76,7 @@ class V3DPosedViews(io.ComfyNode):
             views = replace(views, normals=normals_from_image(normals, views.masks))
         size = f"{len(views)} views of {cameras.width}x{cameras.height}."
         tell("V3D Posed Views", " ".join(filter(None, [size, said, *posed.warnings])))
-        return io.NodeOutput(views)
+        return io.NodeOutput(views, ui=turn_views(views))
 
 
 def fit_cameras_to_images(cameras: Cameras, count: int, width: int, height: int) -> Cameras:
