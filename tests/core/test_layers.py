@@ -12,7 +12,8 @@ ROOT = Path(__file__).resolve().parents[2]
 STAGES = ("diffusion", "splats", "neus", "mesh")
 COMMAND_LINE = ("cli", "cli_env", "cli_generate", "cli_input", "cli_neus", "cli_shared", "generate")
 COMMAND_LINE += ("cli_refine", "reconstruct")
-ASSEMBLERS = ("__init__", "__main__", "environment", *COMMAND_LINE)  # the only ones that see every stage
+# the only ones that see every stage
+ASSEMBLERS = ("__init__", "__main__", "environment", *COMMAND_LINE)
 HOST = ("comfy", "comfy_api", "comfy_api_nodes", "comfy_execution", "comfy_extras", "folder_paths")
 HOST += ("server", "nodes", "execution", "torchvision", "torchaudio")
 OPTIONAL = ("warp", "gsplat", "nerfacc", "tinycudann", "xatlas", "lpips", "rembg")

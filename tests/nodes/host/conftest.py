@@ -30,6 +30,7 @@ if "comfy.cli_args" not in sys.modules:
     _load("comfy_server", HERE / "comfy_server.py")
     _load("make_locales", HERE / "make_locales.py")
     _load("ui_to_api", HERE / "ui_to_api.py")
+    _load("released_interface", HERE / "released_interface.py")
     scenes = _load("scenes", HERE / "scenes.py")
     _load("prompts", HERE / "prompts.py")
     tiny_models = _load("tiny_models", REPOSITORY / "tests" / "tiny_models.py")
