@@ -21,11 +21,13 @@ from v3d_core import cli, cli_generate, reconstruct
 from v3d_core.diffusion.decode_memory import DecodePlan
 from v3d_core.formats.pictures import list_pictures, read_pictures
 from v3d_core.formats.ply import read_splat_ply
+from v3d_core.mesh.asset import AssetConfig
 from v3d_core.mesh.config import SplatMeshConfig
 from v3d_core.procedural import write_demo_orbit
 from v3d_core.splats.config import SplatFitConfig
 
 SIZE = 48  # px
+TEXELS = 128  # of textures, along a side
 TINY_FIT = SplatFitConfig(
     steps=30,
     resolution=SIZE,
@@ -56,11 +58,17 @@ def frames_folder(orbit_folder, tmp_path_factory):
     return folder
 
 
+def small_asset(**settings):
+    assert (settings["faces"], settings["texture_size"]) == (20_000, 1024)  # the defaults
+    return AssetConfig(**{**settings, "texture_size": TEXELS})
+
+
 @pytest.fixture(autouse=True)
 def tiny_settings(monkeypatch):
     monkeypatch.setitem(cli.SPLAT_PRESETS, "draft", TINY_FIT)
     monkeypatch.setitem(cli.SPLAT_PRESETS, "normal", TINY_FIT)
     monkeypatch.setattr(cli, "SplatMeshConfig", functools.partial(SplatMeshConfig, resolution=40))
+    monkeypatch.setattr(cli, "AssetConfig", small_asset)
     pictures = reconstruct.PictureConfig(turntable_frames=4, turntable_size=32)
     monkeypatch.setattr(
         cli, "reconstruct", functools.partial(reconstruct.reconstruct, pictures=pictures)
@@ -130,6 +138,9 @@ def test_reconstruct_writes_every_file_and_other_software_reads_them(finished):
     for name in ("mesh.glb", "mesh.ply"):
         mesh = trimesh.load(finished / name, process=False, force="mesh")
         assert len(mesh.faces) == report["mesh"]["faces"] > 0
+    asset = trimesh.load(finished / "textured.glb", process=False, force="mesh")
+    assert asset.visual.material.baseColorTexture.size == (TEXELS, TEXELS)
+    assert report["asset"]["texture"]["views"] == 18
     with Image.open(finished / "contact_sheet.png") as sheet:
         assert sheet.size == (6 * SIZE + 5 * 4, 4 * SIZE + 3 * 4)
     assert (finished / "turntable.mp4").stat().st_size > 500

@@ -211,6 +211,7 @@ def test_reconstruct_makes_its_mesh_from_a_surface(orbit_folder, tmp_path, monke
         reconstruct, "extract_mesh", functools.partial(reconstruct.extract_mesh, resolution=32)
     )
     arguments = ("reconstruct", orbit_folder, "--out", tmp_path, "--device", "cpu")
+    arguments += ("--texture-size", 64, "--faces", 1000)
     assert run(*arguments, "--mesh", "neus", "--seed", "2") == 0
     report = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
     assert report["files"] == [*reconstruct.OUTPUT_NAMES, "field.safetensors"]
