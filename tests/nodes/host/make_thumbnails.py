@@ -1,4 +1,4 @@
-"""Writes workflows/*.jpg: runs four workflows in a running ComfyUI and pictures what they made.
+"""Writes workflows/*.jpg: runs five workflows in a running ComfyUI and pictures what they made.
 
     python tests/nodes/host/make_thumbnails.py http://127.0.0.1:8188 OUTPUT_FOLDER
 
@@ -30,7 +30,7 @@ from ui_to_api import to_prompt
 REPOSITORY = Path(__file__).resolve().parents[3]
 SIZE = 512
 AZIMUTH_DEG, ELEVATION_DEG, RADIUS, FOV_DEG = 40.0, 15.0, 1.9, 50.0
-SURFACE_POINTS = 3_000_000
+SURFACE_POINTS = 6_000_000
 INSET, STRIP = 152, 6  # px of the given picture's side; pictures in the strip of frames
 JPEG_QUALITY = 85
 
@@ -107,19 +107,22 @@ def from_one_picture(result: Image.Image, strip: list[Image.Image]) -> Image.Ima
 
 
 def mesh_picture(server: str, output: Path, workflow: str) -> Image.Image:
-    """A workflow's .glb seen from the upper right, shaded by its normals."""
+    """A workflow's .glb seen from the upper right, in the colours of its texture."""
     prompt, outputs = run(server, workflow)
-    number = next(n for n, entry in prompt.items() if entry["class_type"] == "SaveGLB")
+    number = next(n for n, entry in prompt.items() if entry["class_type"] == "V3DExportMesh")
     (shown,) = outputs[number]["3d"]
-    scene = trimesh.load(output / shown["subfolder"] / shown["filename"], process=False)
-    mesh = next(iter(scene.geometry.values()))
-    linear = np.asarray(mesh.visual.vertex_attributes["color"], np.float64)[:, :3]
+    return picture_of_file(output / shown["subfolder"] / shown["filename"])
+
+
+def picture_of_file(path: Path) -> Image.Image:
+    """A textured .glb, unlit as viewers show it: the pictures hold their light."""
+    mesh = trimesh.load(path, force="mesh", process=False)
     points, faces = trimesh.sample.sample_surface(mesh, SURFACE_POINTS, seed=0)
     weights = trimesh.triangles.points_to_barycentric(mesh.triangles[faces], points)
-    colours = (linear[mesh.faces[faces]] * weights[..., None]).sum(1)
-    light = np.array([0.4, 0.7, 0.6]) / np.linalg.norm([0.4, 0.7, 0.6])
-    colours *= (0.55 + 0.45 * (mesh.face_normals[faces] @ light).clip(0))[:, None]
-    return draw(points, colours.clip(0, 1) ** (1 / 2.2), 2 * SIZE).resize((SIZE, SIZE), Image.BOX)
+    uvs = (mesh.visual.uv[mesh.faces[faces]] * weights[..., None]).sum(1)
+    texture = mesh.visual.material.baseColorTexture
+    colours = trimesh.visual.color.uv_to_interpolated_color(uvs, texture)[:, :3] / 255
+    return draw(points, colours, 2 * SIZE).resize((SIZE, SIZE), Image.BOX)
 
 
 def draw(points: np.ndarray, colours: np.ndarray, size: int) -> Image.Image:
@@ -159,6 +162,7 @@ def main() -> None:
         "splat_scores": scores_picture(server),
         "image_to_splat": from_one_picture(turntable[16], []),
         "image_to_mesh": from_one_picture(mesh, []),
+        "texture_any_mesh": mesh_picture(server, output, "texture_any_mesh"),
         "sv3d_to_splat": from_one_picture(turntable[2], turntable[:: len(turntable) // STRIP]),
     }
     for name, picture in thumbnails.items():

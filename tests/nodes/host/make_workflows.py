@@ -26,12 +26,15 @@ WIDTHS = {
     "V3DFitNeuS": 360,
     "V3DSampleOrbit": 400,
     "SaveGLB": 420,
+    "Preview3D": 460,
     "SaveGaussianSplat": 420,
 }
 HEIGHTS = {"PreviewImage": 320, "PreviewAny": 240, "SaveGLB": 420, "SaveGaussianSplat": 480}
 HEIGHTS["V3DFitSplat"] = 700  # room for the picture and the button of the running fit
 HEIGHTS["V3DFitNeuS"] = 620
 HEIGHTS["V3DSampleOrbit"] = 560  # and of the orbit
+HEIGHTS["V3DRefineTexture"] = 620
+HEIGHTS["Preview3D"] = 520
 HEIGHTS["LoadImage"] = 360
 HEIGHTS["V3DPrepareImage"] = 230
 NOTE_WIDTH, NOTE_LINE_PX, NOTE_COLUMNS = 420, 20, 58

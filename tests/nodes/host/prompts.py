@@ -20,6 +20,9 @@ QUICK = {
     "V3DMeshFromSplat": {"resolution": 64},
     "V3DFitNeuS": QUICK_NEUS,
     "V3DExtractMesh": {"resolution": 64},
+    "SplatToMesh": {"resolution": 64},
+    "V3DCleanMesh": {"faces": 4000, "max_error": 100.0},
+    "V3DRefineTexture": {"texture_size": 256},
     "RenderSplat": {"width": 256, "height": 256},
 }
 

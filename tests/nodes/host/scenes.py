@@ -66,7 +66,14 @@ def open_mesh(path):
 
 
 def display_colours(opened, suffix):
-    """sRGB vertex colours in [0, 1]; trimesh keeps them beside the material where there is one."""
+    """sRGB colours at the vertices in [0, 1], of the texture where there is one.
+
+    trimesh keeps vertex colours beside the material.
+    """
+    material = getattr(opened.visual, "material", None)
+    image = getattr(material, "baseColorTexture", None)
+    if image is not None:
+        return trimesh.visual.color.uv_to_color(opened.visual.uv, image)[:, :3] / 255
     stored = getattr(opened.visual, "vertex_attributes", {}).get("color")
     stored = np.asarray(opened.visual.vertex_colors if stored is None else stored)
     whole = np.iinfo(stored.dtype).max if stored.dtype.kind == "u" else 1

@@ -35,26 +35,41 @@ def test_frames_to_neus_mesh_runs_from_a_fresh_install(server, object_info):
     prompt[only(prompt, "V3DFitNeuS")]["inputs"]["steps"] = 200  # enough for the colours
     run = server.run(prompt)
     assert run.ended == "execution_success", run.error
-    mesh = saved_mesh(server, run, only(prompt, "SaveGLB"))
-    assert mesh.is_watertight and mesh.is_winding_consistent and mesh.volume > 0
+    mesh = saved_mesh(server, run, only(prompt, "V3DExportMesh"))
+    assert mesh.visual.material.baseColorTexture.size == (256, 256) and mesh.volume > 0
     assert_is_the_robot(np.asarray(mesh.vertices), display_colours(mesh, "glb"))
-    report = json.loads(run.outputs[only(prompt, "PreviewAny")]["text"][0])
+    report, textured = (
+        json.loads(
+            next(
+                run.outputs[n]["text"][0]
+                for n, entry in prompt.items()
+                if entry["class_type"] == "PreviewAny"
+                and entry["inputs"]["source"][0] == only(prompt, source)
+            )
+        )
+        for source in ("V3DFitNeuS", "V3DRefineTexture")
+    )
     assert report["steps"] == 200 and report["frames"] == "agree"
+    assert textured["texture"]["views"] == 18
     assert run.previews
     preview = np.asarray(Image.open(io.BytesIO(run.previews[-1])).convert("RGB"), np.float64)
     assert preview.std() > 10
     assert any("s left" in text for text in run.texts)
     (name,) = run.outputs[only(prompt, "V3DSaveSDF")]["text"]
+    extracted = only(prompt, "V3DExtractMesh")
     load = {
-        "1": node("V3DLoadSDF", file=name),
-        "2": node("V3DExtractMesh", sdf=["1", 0], **EXTRACT),
-        "3": node("SaveGLB", mesh=["2", 0], filename_prefix="3d/neus_again"),
+        **prompt,  # the fit is not run again
+        "91": node("V3DLoadSDF", file=name),
+        "92": node("V3DExtractMesh", sdf=["91", 0], **EXTRACT),
+        "93": node("SaveGLB", mesh=["92", 0], filename_prefix="3d/neus_again"),
+        "94": node("SaveGLB", mesh=[extracted, 0], filename_prefix="3d/neus_first"),
     }
     again = server.run(load)
     assert again.ended == "execution_success", again.error
-    reloaded = saved_mesh(server, again, "3")
-    assert np.array_equal(reloaded.vertices, mesh.vertices)
-    assert np.array_equal(reloaded.faces, mesh.faces)
+    first, reloaded = saved_mesh(server, again, "94"), saved_mesh(server, again, "93")
+    assert first.is_watertight and first.is_winding_consistent and first.volume > 0
+    assert np.array_equal(reloaded.vertices, first.vertices)
+    assert np.array_equal(reloaded.faces, first.faces)
 
 
 def test_another_resolution_does_not_fit_again(server):

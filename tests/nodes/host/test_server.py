@@ -51,6 +51,7 @@ WORKFLOWS = (
     "image_to_splat",
     "splat_scores",
     "sv3d_to_splat",
+    "texture_any_mesh",
 )
 
 
@@ -152,18 +153,29 @@ def test_frames_to_splat_runs_from_a_fresh_install(server, object_info):
     assert_shows_frame(again.colours[0].double().numpy(), 2)
 
 
-def test_frames_to_mesh_runs_from_a_fresh_install(server, object_info):
-    prompt = workflow_prompt("frames_to_mesh", object_info, QUICK)
+@pytest.mark.parametrize("name", ["frames_to_mesh", "texture_any_mesh"])
+def test_mesh_workflows_run_from_a_fresh_install(name, server, object_info):
+    prompt = workflow_prompt(name, object_info, QUICK)
     run = server.run(prompt)
     assert run.ended == "execution_success", run.error
-    for kind, suffix in (("SaveGLB", "glb"), ("V3DExportMesh", "obj")):
-        (shown,) = run.outputs[only(prompt, kind)]["3d"]
-        path = server.base / "output" / shown["subfolder"] / shown["filename"]
-        assert path.suffix == f".{suffix}"
-        mesh = open_mesh(path)
-        assert len(mesh.faces) > 1000
-        assert mesh.volume > 0
-        assert_is_the_robot(np.asarray(mesh.vertices), display_colours(mesh, suffix))
+    (shown,) = run.outputs[only(prompt, "V3DExportMesh")]["3d"]
+    path = server.base / "output" / shown["subfolder"] / shown["filename"]
+    mesh = open_mesh(path)
+    assert path.suffix == ".glb" and b"KHR_materials_unlit" in path.read_bytes()
+    assert 1000 < len(mesh.faces) < 4500 and mesh.volume > 0  # fewer would tear core's mesh
+    assert mesh.visual.material.baseColorTexture.size == (256, 256)
+    assert_is_the_robot(np.asarray(mesh.vertices), display_colours(mesh, "glb"))
+    report = json.loads(run.outputs[only(prompt, "PreviewAny")]["text"][0])
+    assert report["texture"]["views"] == 18 and report["texture"]["db"] > 20
+    (texture,) = next(
+        run.outputs[n]["images"]
+        for n, entry in prompt.items()
+        if entry["class_type"] == "PreviewImage"
+        and entry["inputs"]["images"][0] == only(prompt, "V3DRefineTexture")
+    )
+    assert picture(server, texture).shape == (256, 256, 3)
+    (viewed, *_) = run.outputs[only(prompt, "Preview3D")]["result"]
+    assert (server.base / "output" / viewed).read_bytes() == path.read_bytes()
 
 
 def test_splat_scores_runs_from_a_fresh_install(server, object_info):

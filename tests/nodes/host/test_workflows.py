@@ -137,9 +137,9 @@ def test_a_picture_becomes_a_mesh_once_the_frames_are_an_orbit(server, object_in
     prompt = small_prompt("image_to_mesh", object_info)
     run = server.run(with_frames_of(prompt, "V3DSampleOrbit", demo, {0: 1, 1: 0}))
     assert run.ended == "execution_success", run.error
-    (shown,) = run.outputs[only(prompt, "SaveGLB")]["3d"]
+    (shown,) = run.outputs[only(prompt, "V3DExportMesh")]["3d"]
     mesh = open_mesh(server.base / "output" / shown["subfolder"] / shown["filename"])
-    assert mesh.volume > 0
+    assert mesh.volume > 0 and mesh.visual.material.baseColorTexture.size == (256, 256)
     assert_is_the_robot(np.asarray(mesh.vertices), display_colours(mesh, "glb"))
 
 

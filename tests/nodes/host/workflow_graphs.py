@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 
 @dataclass(frozen=True)
@@ -78,21 +78,30 @@ core's Render Splat and saves a `.ply`.
 {OWN_FRAMES}
 {QUALITY}"""
 
-MESH_NOTE = f"""## Orbit frames to a coloured mesh
-Queue it as it is: it loads the 18-frame orbit that comes with V3D, fits a splat, and makes a \
-closed mesh with vertex colours, saved as `.glb` and `.obj`.
+ASSET = """### The asset
+* *V3D Clean Mesh*: `faces` is the budget. 20,000 suits engines and the web, a few thousand phones.
+* *V3D Refine Texture* takes the frames themselves, not a fit's views, and lays them on the surface \
+where they disagree. `texture_size` 1024 holds what 18 frames of 512 px show.
+* *V3D Export Mesh* also writes obj, ply, stl for printers and usdz for phones.
+"""
+
+MESH_NOTE = f"""## Orbit frames to a textured mesh
+Queue it as it is: it loads the 18-frame orbit that comes with V3D, fits a splat, takes a closed \
+mesh out of it, makes that light, and gives it a texture from the frames, saved as `.glb`.
 {OWN_FRAMES}
+{ASSET}
 {UNSEEN}"""
 
 NEUS_NOTE = f"""## Orbit frames to a smooth, closed surface
 Queue it as it is: it loads the 18-frame orbit that comes with V3D, fits a surface (NeuS) and takes \
-a mesh with vertex colours out of it, saved as `.glb`. It takes longer than *frames_to_mesh* and \
-gives a smoother, more exact mesh.
+a mesh out of it, makes that light, and gives it a texture from the frames, saved as `.glb`. It \
+takes longer than *frames_to_mesh* and gives a smoother, more exact mesh.
 
 ### The surface
 * *V3D Extract Mesh* may run again with another `resolution`; the fit stays.
 * *V3D Save SDF* keeps the fitted surface; *V3D Load SDF* brings it back another day.
 * Have you normal maps of the frames, from any normal estimator? Connect them to `normals`.
+{ASSET}
 {OWN_FRAMES}
 {UNSEEN}"""
 
@@ -143,14 +152,35 @@ Cuts the object out, turns V3D's camera around it (18 frames), fits a splat to t
 {ORBIT}
 {QUALITY}"""
 
-IMAGE_MESH_NOTE = f"""## One picture to a coloured mesh
-Cuts the object out, turns V3D's camera around it (18 frames), fits a splat to them and makes a \
-closed mesh with vertex colours, saved as `.glb`.
+IMAGE_MESH_NOTE = f"""## One picture to a textured mesh
+Cuts the object out, turns V3D's camera around it (18 frames), fits a splat to them, takes a closed \
+mesh out of it, makes that light, and gives it a texture from the frames, saved as `.glb`.
 
 {PICTURE}
 {V3D_FILES}
 {ORBIT}
+{ASSET}
 {UNSEEN}"""
+
+ANY_MESH_NOTE = """## A texture for any mesh
+Queue it as it is: a draft splat of the demo orbit and core's *Extract Mesh from Splat* stand for \
+the node that makes your mesh (its walls have an inside, which takes a part of the texture). Put \
+yours in their place: TripoSplat, Hunyuan3D, a loader of files, ...
+
+### What fits
+* The mesh must stand where the cameras of the views expect it: up is +Y, and the object's front \
+looks along +Z for an orbit of V3D.
+* *V3D Clean Mesh* turns faces outward, closes holes, drops what is hidden inside, and keeps to a \
+budget of faces. Your mesh is light and has uvs you like? Set `faces` to 0, or delete the node.
+* *V3D Refine Texture* keeps uvs that came in unless you switch `new_uvs` on.
+
+### The views
+* *V3D Load Views* reads folders of ComfyUI's `input` (transforms.json, COLMAP or plain frames).
+* Or connect any batch of images to *V3D Posed Views* with the cameras of *V3D Orbit Cameras*.
+
+### What no view saw
+The mask `unseen` marks it in the texture: a start for inpainting.
+"""
 
 SV3D_NOTE = f"""## SV3D's orbit to a Gaussian splat
 Core's nodes sample 21 frames with Stability AI's SV3D_u; V3D only prepares the picture and fits \
@@ -181,8 +211,17 @@ FRAMES = {
 }
 RENDER = {"width": 512, "height": 512, "frames": 18, "sharpen": 1.0, "background": "#ffffff"}
 SAVE_SPLAT = {"filename_prefix": "3d/V3D_splat"}
+MESH_GROUPS = (
+    ("Frames and cameras", 0, 1),
+    ("Splat", 2, 2),
+    ("Mesh", 3, 4),
+    ("Texture", 5, 5),
+    ("Result", 6, 7),
+)
 FRAME_GROUPS = (("Frames and cameras", 0, 1), ("Splat", 2, 2), ("Result", 3, 4))
 ROW_2 = 260  # px: below one loader and its way to the next column
+BELOW = 420  # px: the way of the views to the texture, below what makes the mesh
+NEUS_LANE = 660  # px: the same, below the fit's report too
 LANE = 300  # px: the second link of a node here passes between two nodes of the next column
 
 
@@ -216,6 +255,12 @@ IMAGE_GROUPS = (
     ("Orbit", 3, 3),
     ("Frames and splat", 4, 4),
     ("Result", 5, 6),
+)
+IMAGE_MESH_GROUPS = (
+    *IMAGE_GROUPS[:3],
+    ("Mesh", 5, 6),
+    ("Texture", 7, 7),
+    ("Result", 8, 9),
 )
 SV3D_SAMPLER = {"steps": 50, "cfg": 2.5, "sampler_name": "euler", "scheduler": "karras"}
 SV3D = {
@@ -263,6 +308,40 @@ def splat_result(
     }
 
 
+def textured_result(
+    first: int,
+    column: int,
+    mesh: int,
+    views: tuple[int, int],
+    name: str,
+    tops: tuple[int, int],
+    sdf: int | None = None,
+) -> dict[int, Node]:
+    """A mesh cleaned, textured from views, exported and shown; `tops` of cleaning and the rest.
+
+    The way of the views to the texture passes below the nodes that make and clean the mesh.
+    """
+    surface = {} if sdf is None else {"sdf": (sdf, 0)}
+    clean, refine, export = first, first + 1, first + 2
+    above, below = tops
+    return {
+        clean: Node("V3DCleanMesh", column, {}, {"mesh": (mesh, 0), **surface}, above),
+        refine: Node(
+            "V3DRefineTexture", column + 1, {}, {"mesh": (clean, 0), "views": views}, below
+        ),
+        export: Node(
+            "V3DExportMesh",
+            column + 2,
+            {"format": "glb", "filename_prefix": f"3d/{name}"},
+            {"mesh": (refine, 0)},
+            below,
+        ),
+        first + 3: Node("PreviewImage", column + 2, {}, {"images": (refine, 1)}, below),
+        first + 4: Node("PreviewAny", column + 2, {}, {"source": (refine, 3)}, below),
+        first + 5: Node("Preview3D", column + 3, {}, {"model_file": (export, 0)}, below),
+    }
+
+
 TEMPLATES = {
     "frames_to_splat": Template(
         SPLAT_NOTE,
@@ -283,24 +362,28 @@ TEMPLATES = {
     "frames_to_mesh": Template(
         MESH_NOTE,
         {
-            **FRAMES,
-            7: Node("V3DMeshFromSplat", 3, {}, {"splat": (5, 0), "views": (3, 0)}),
-            8: Node("V3DExportMesh", 3, {"format": "obj"}, {"mesh": (7, 0)}),
-            9: Node("SaveGLB", 4, {"filename_prefix": "3d/V3D_mesh"}, {"mesh": (7, 0)}),
+            **{number: FRAMES[number] for number in (1, 2, 3, 4, 5)},
+            6: Node("V3DMeshFromSplat", 3, {}, {"splat": (5, 0), "views": (3, 0)}),
+            **textured_result(7, 4, mesh=6, views=(3, 0), name="V3D_mesh", tops=(0, BELOW)),
         },
-        FRAME_GROUPS,
+        MESH_GROUPS,
     ),
     "frames_to_neus_mesh": Template(
         NEUS_NOTE,
         {
-            **{number: FRAMES[number] for number in (1, 2, 3, 4)},
+            1: replace(FRAMES[1], top=NEUS_LANE - 200),
+            2: replace(FRAMES[2], top=NEUS_LANE + 40),
+            3: replace(FRAMES[3], top=NEUS_LANE),
+            4: FRAMES[4],
             5: Node("V3DFitNeuS", 2, {"preset": "normal"}, {"views": (3, 0)}),
-            6: Node("PreviewAny", 2, {}, {"source": (5, 1)}),
-            7: Node("V3DExtractMesh", 3, {}, {"sdf": (5, 0)}),
-            8: Node("V3DSaveSDF", 3, {}, {"sdf": (5, 0)}),
-            9: Node("SaveGLB", 4, {"filename_prefix": "3d/V3D_neus"}, {"mesh": (7, 0)}),
+            6: Node("V3DExtractMesh", 3, {}, {"sdf": (5, 0)}),
+            7: Node("V3DSaveSDF", 3, {}, {"sdf": (5, 0)}),
+            8: Node("PreviewAny", 3, {}, {"source": (5, 1)}, top=340),
+            **textured_result(
+                9, 4, mesh=6, views=(3, 0), name="V3D_neus", tops=(0, NEUS_LANE), sdf=5
+            ),
         },
-        (("Frames and cameras", 0, 1), ("Surface", 2, 2), ("Result", 3, 4)),
+        (("Frames and cameras", 0, 1), ("Surface", 2, 2), *MESH_GROUPS[2:]),
     ),
     "splat_scores": Template(
         SCORES_NOTE,
@@ -339,10 +422,28 @@ TEMPLATES = {
         {
             **IMAGE,
             9: Node("V3DFitSplat", 4, {"preset": "normal"}, {"views": (7, 1)}, 380),
-            10: Node("V3DMeshFromSplat", 5, {}, {"splat": (9, 0), "views": (7, 1)}, LANE),
-            11: Node("SaveGLB", 6, {"filename_prefix": "3d/V3D_mesh"}, {"mesh": (10, 0)}, LANE),
+            10: Node("V3DMeshFromSplat", 5, {}, {"splat": (9, 0), "views": (7, 1)}, 380),
+            **textured_result(
+                11, 6, mesh=10, views=(7, 1), name="V3D_mesh", tops=(380, 380 + BELOW)
+            ),
         },
-        IMAGE_GROUPS,
+        IMAGE_MESH_GROUPS,
+    ),
+    "texture_any_mesh": Template(
+        ANY_MESH_NOTE,
+        {
+            1: Node("V3DLoadViews", 0, {"folder": "demo orbit (shipped)"}),
+            2: Node("V3DFitSplat", 1, {"preset": "draft"}, {"views": (1, 0)}),
+            3: Node("SplatToMesh", 2, {"resolution": 256}, {"splat": (2, 0)}),
+            **textured_result(4, 3, mesh=3, views=(1, 0), name="V3D_any", tops=(0, BELOW)),
+        },
+        (
+            ("Views", 0, 0),
+            ("Any mesh: put yours in place of these", 1, 2),
+            ("Clean", 3, 3),
+            ("Texture", 4, 4),
+            ("Result", 5, 6),
+        ),
     ),
     "sv3d_to_splat": Template(
         SV3D_NOTE,
