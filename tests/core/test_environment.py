@@ -54,6 +54,29 @@ def test_quick_imports_and_tries_nothing(monkeypatch):
     assert "not tried" in environment.environment_text(report)
 
 
+def test_quick_on_a_gpu_does_not_start_cuda(monkeypatch):
+    def never(*_):
+        raise AssertionError("CUDA was started")
+
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)
+    monkeypatch.setattr(torch.cuda, "_lazy_init", never)
+    report = environment.inspect_environment(torch.device("cuda"), try_out=False)
+    assert report["device"]["memory_gib"] is None
+    assert "device cuda: not started" in environment.environment_text(report)
+
+
+@pytest.mark.cuda
+def test_a_gpu_is_named_with_its_memory_and_the_drivers_version():
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    report = environment.inspect_environment(torch.device("cuda"))
+    assert report["device"]["name"] == torch.cuda.get_device_name()
+    assert 0 < report["device"]["memory_gib"]["free"] <= report["device"]["memory_gib"]["total"]
+    assert all(engine["used"] for engine in report["engines"])
+    if torch.version.cuda:
+        assert int(report["torch"]["driver"].split(".")[0]) >= 11
+
+
 def test_a_forced_engine_and_one_that_does_not_exist_are_named(monkeypatch):
     monkeypatch.setenv("V3D_RASTERIZER", "torch")
     monkeypatch.setenv("V3D_HASH_GRID", "abacus")

@@ -42,6 +42,7 @@ NODES = (
     "V3DRefineTexture",
     "V3DExportMesh",
     "V3DSaveViews",
+    "V3DEnvironment",
 )
 WORKFLOWS = (
     "frames_to_mesh",
