@@ -22,6 +22,7 @@ from ..v3d_core.splats.raster import render_splats
 from ..v3d_core.structures import Views
 from .convert import CPU, mesh_to_host, normals_from_image, splats_from_host
 from .finish import finishable
+from .fit_progress import FitProgress
 from .paths import IN_OUTPUT, field_file, field_files, file_state, output_path
 from .runtime import NodeProgress, compute_device, fitting, named_errors, owned, tell
 from .sockets import V3DSDF, V3DViews
@@ -158,7 +159,7 @@ class V3DFitNeuS(io.ComfyNode):
         config = config_from_widgets(preset, compute_device().type, seed, steps, resolution)
         with fitting(memory_estimate(views, config)) as device, finishable() as finish:
             views = owned(views, device)
-            progress = NodeProgress(time_left=True)
+            progress = FitProgress()
             consensus = align_frames(
                 views, FRAMES[frames], seed=seed, progress=progress, finish=finish
             )
@@ -180,6 +181,7 @@ class V3DFitNeuS(io.ComfyNode):
                 depths=depths,
                 progress=progress,
                 finish=finish,
+                figures=progress.figures,
             )
             field, fitted = fit.field.to(CPU), supervision[: len(views)].to(CPU)
         report = {**fit.report, "frames": "agree" if consensus is None else "disagree"}

@@ -18,6 +18,7 @@ from ..v3d_core.splats.raster import render_splats
 from ..v3d_core.structures import Cameras, Views
 from .convert import CPU, colour_from_hex, splats_from_host, splats_to_host, to_host
 from .finish import finishable
+from .fit_progress import FitProgress
 from .runtime import NodeProgress, compute_device, fitting, named_errors, owned, tell
 from .sockets import V3DCameras, V3DViews
 from .turntable import turn_frames, turn_views
@@ -172,13 +173,15 @@ class V3DFitSplat(io.ComfyNode):
         engine = choose_engine(device, torch.float32).name
         fitted, held_out = hold_out_every(views, hold_out)
         room = memory_estimate(views, config, engine)
+        progress = FitProgress()
         with fitting(room) as device, finishable() as finish:
             fit = fit_splats(
                 owned(fitted, device),
                 config,
-                progress=NodeProgress(time_left=True),
+                progress=progress,
                 test_views=None if held_out is None else owned(held_out, device),
                 finish=finish,
+                figures=progress.figures,
             )
             splat, aligned = splats_to_host(fit.splats), fit.views.to(CPU)
         tell("V3D Fit Splat", summary(fit.report))

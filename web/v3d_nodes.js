@@ -19,6 +19,7 @@ export class Panel {
     this.node = node;
     this.root = root;
     this.height = height;
+    this.before = node.size[1];
     this.grown = 0; // px that the node is taller because of it
     this.widget = node.addDOMWidget(name, name, root, {
       serialize: false,
@@ -39,6 +40,15 @@ export class Panel {
     const [width, needed] = node.computeSize();
     node.setSize([Math.max(node.size[0], width), Math.max(own, needed)]);
     this.grown = Math.max(0, node.size[1] - own);
+    node.setDirtyCanvas?.(true, true);
+  }
+
+  remove() {
+    const { node } = this;
+    if (!node.widgets?.includes(this.widget)) return;
+    const slack = Math.max(0, node.size[1] - Math.max(this.before, node.computeSize()[1]));
+    node.removeWidget(this.widget); // others, as the host's preview, may have come since
+    node.setSize([node.size[0], Math.max(this.before, node.computeSize()[1]) + slack]);
     node.setDirtyCanvas?.(true, true);
   }
 }

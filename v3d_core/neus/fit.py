@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..cameras import resize_cameras
+from ..figures import Figures, RunningMeans
 from ..fit_stream import on_fit_stream, tf32_products
 from ..fit_threads import cores_for_warp
 from ..images import fit_within
@@ -53,6 +54,7 @@ def fit_neus(
     depths: Tensor | None = None,
     progress: Progress = silent,
     finish: Callable[[], bool] = never,
+    figures: Figures | None = None,
 ) -> NeusFit:
     """Fit a signed distance field to all views on the views' device.
 
@@ -69,6 +71,8 @@ def fit_neus(
             [V, H, W]
         progress: Told about the steps; raising in it cancels the fit.
         finish: Asked every few steps; True ends the fit and keeps what there is.
+        figures: Told step, loss and the psnr of the rays a few times a second, without a wait for
+            the device. Or None.
 
     Returns:
         The field, figures about the run, and the views.
@@ -85,7 +89,7 @@ def fit_neus(
     tf32 = config.tf32 and views.device.type == "cuda"
     with cores_for_warp(views.device), on_fit_stream(views.device), tf32_products(tf32):
         run = _Run(fit_within(views, config.resolution), config, depths, progress)
-        run.optimise(finish)
+        run.optimise(finish, figures)
     field = run.field.requires_grad_(False)
     report = {
         "steps": run.steps,
@@ -136,10 +140,11 @@ class _Run:
         self.steps, self.stopped = 0, "all steps"
         self.loss = self.psnr = math.nan
 
-    def optimise(self, finish: Callable[[], bool]) -> None:
+    def optimise(self, finish: Callable[[], bool], figures: Figures | None) -> None:
         """Steps, in strides that are short enough to cancel within a second."""
         config, stepper = self.config, self.stepper
         counted = False  # the report tells of the end of the run
+        means = _means(stepper, figures) if figures else None
         stride = CPU_STRIDE if self.field.device.type == "cpu" else STRIDE
         try:
             while self.steps < config.steps:
@@ -150,6 +155,8 @@ class _Run:
                     stepper.step()
                     self.steps += 1
                 stepper.wait_for_last_stride()
+                if means is not None:
+                    means(self.steps, stepper.taken, stepper.looked)
                 self.progress(self.steps, config.steps, preview=self._picture, text="NeuS")
                 if finish():
                     self.stopped = "finish now"
@@ -170,3 +177,11 @@ class _Run:
         )
         stepper = self.stepper
         return normal_picture(render_field(self.field, stepper.known, stepper.band, camera), camera)
+
+
+def _means(stepper: Stepper, figures: Figures) -> RunningMeans:
+    def tell(step: int, means: list[float]) -> None:
+        loss, error = means
+        figures({"step": step, "loss": loss, "psnr": -10 * math.log10(max(error, 1e-10))})
+
+    return RunningMeans(tell, stepper.loss, stepper.squared_error)

@@ -59,7 +59,7 @@ class Stepper:
         self._points, self._offsets = self._draw_points(generator)
         self.loss = torch.zeros((), device=device)
         self.squared_error = torch.zeros((), device=device)
-        self.taken = self._looked = 0
+        self.taken = self.looked = 0  # steps, and those that the sums have no part of
         self._graph: torch.cuda.CUDAGraph | None = None
         self._stride: torch.cuda.Event | None = None
         self.rates = {
@@ -140,7 +140,7 @@ class Stepper:
 
     def look(self) -> tuple[float, float]:
         """Mean loss and PSNR over the rays since the last look or `forget_errors`; waits for the device."""
-        steps = max(1, self.taken - self._looked)
+        steps = max(1, self.taken - self.looked)
         loss, error = (float(x) / steps for x in (self.loss, self.squared_error))
         self.forget_errors()
         return loss, -10 * math.log10(max(error, 1e-10))
@@ -149,7 +149,7 @@ class Stepper:
         """Begin the means of `look` anew; only enqueued on CUDA."""
         self.loss.zero_()
         self.squared_error.zero_()
-        self._looked = self.taken
+        self.looked = self.taken
 
     def close(self) -> None:
         """Give the memory of the captured step back."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,8 +13,9 @@ import torch
 from torch import Tensor
 
 from ..backends import load_lpips_network
+from ..figures import Figures, RunningMeans
 from ..fit_stream import on_fit_stream
-from ..images import crop_views, fit_within, resize_views
+from ..images import composite, crop_views, fit_within, resize_views
 from ..progress import Progress, never, silent
 from ..structures import Cameras, GaussianSplats, Views
 from ..unseen import trim_unseen
@@ -56,6 +58,7 @@ def fit_splats(
     progress: Progress = silent,
     test_views: Views | None = None,
     finish: Callable[[], bool] = never,
+    figures: Figures | None = None,
 ) -> SplatFit:
     """Fit Gaussians to all views on the views' device.
 
@@ -70,6 +73,8 @@ def fit_splats(
         progress: Told about every step; raising in it cancels the fit.
         test_views: Held-out views that are scored and never fitted, or None.
         finish: Asked every few steps; True ends the fit and keeps what there is.
+        figures: Told step, loss and splats a few times a second, and with every preview the psnr
+            of view 0; without a wait for the device. Or None.
 
     Returns:
         The splat in the world frame, figures about the run, and the views as they were fitted.
@@ -89,7 +94,9 @@ def fit_splats(
         if consensus is not None:
             views = consensus.views
         small = fit_within(views, config.resolution)
-        run = _Run(small, config, consensus is not None, progress, test_views, finish, started)
+        run = _Run(
+            small, config, consensus is not None, progress, test_views, finish, figures, started
+        )
         run.optimise()
         fitted = run.parameters.splats()
         splats = _for_cameras(fitted, small.cameras, views.cameras)
@@ -123,9 +130,11 @@ class _Run:
         progress: Progress,
         test_views: Views | None,
         finish: Callable[[], bool],
+        figures: Figures | None,
         started: float,
     ) -> None:
         self.config, self.progress, self.finish = config, progress, finish
+        self.figures = figures
         generator = torch.Generator().manual_seed(config.seed)  # on CPU: the same on every device
         hull = _hull(views, config, MISSES_AFTER if disagreed else 0, progress)
         start, self.spacing = splats_from_hull(
@@ -170,7 +179,7 @@ class _Run:
             self.perceptual,
         )
         stepper.position.fill_(self.pace.steps)
-        camera = views.cameras[0]
+        means = RunningMeans(self._tell, stepper.loss) if self.figures else None
         try:
             while not self.pace.done and self.pace.fraction < until:
                 rates = rates_at(self.config, self.size, self.pace.fraction)
@@ -178,11 +187,13 @@ class _Run:
                 for _ in range(self.pace.stride):
                     stepper.step()
                 self.pace.advance()
+                if means is not None:
+                    means(self.pace.steps, stepper.taken, stepper.looked)
                 self._densify(stepper)
                 self.progress(
                     self.pace.steps,
                     self.pace.total,
-                    preview=lambda: _picture(self.parameters.splats(), camera),
+                    preview=lambda: self._picture(views[:1]),
                     text=f"{_budget(self.config, self.rounds):,} splats",
                 )
                 if self.finish():
@@ -193,6 +204,19 @@ class _Run:
                 logger.warning("the last steps had too little room for all tiles of large splats")
         finally:
             stepper.close()
+
+    def _tell(self, step: int, means: list[float]) -> None:
+        assert self.figures is not None
+        self.figures({"step": step, "loss": means[0], "splats": _budget(self.config, self.rounds)})
+
+    def _picture(self, view: Views) -> Tensor:  # [H, W, 3]
+        splats = self.parameters.splats()
+        picture = render_splats(splats, view.cameras, depths=False).colours[0]
+        if self.figures is not None:  # waits for the device, as showing the picture does
+            error = (picture - composite(view.images, view.masks)[0]).square().mean()
+            psnr = -10 * math.log10(max(float(error), 1e-10))
+            self.figures({"step": self.pace.steps, "psnr": psnr})
+        return picture
 
     def _densify(self, stepper: Stepper) -> None:
         due = densify_fractions(self.config)
@@ -236,10 +260,6 @@ def _perceptual(
         return network(*pair).mean()
 
     return loss
-
-
-def _picture(splats: GaussianSplats, camera: Cameras) -> Tensor:  # [H, W, 3]
-    return render_splats(splats, camera, depths=False).colours[0]
 
 
 def _for_cameras(splats: GaussianSplats, fitted: Cameras, wanted: Cameras) -> GaussianSplats:

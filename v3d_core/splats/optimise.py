@@ -112,7 +112,7 @@ class Stepper:
         device = targets.device
         self.position = torch.zeros(1, dtype=torch.int64, device=device)  # in the draws
         self.loss = torch.zeros((), device=device)  # sum over the steps since the last look
-        self.taken = self._looked = 0
+        self.taken = self.looked = 0  # steps, and those that `loss` has no part of
         self._graph: torch.cuda.CUDAGraph | None = None
         self._capacity = None
         engine = choose_engine(device, targets.dtype)
@@ -130,9 +130,9 @@ class Stepper:
 
     def mean_loss_since_last_look(self) -> float:
         """Mean loss of the steps since this was last called; waits for the device."""
-        mean = float(self.loss) / max(1, self.taken - self._looked)
+        mean = float(self.loss) / max(1, self.taken - self.looked)
         self.loss.zero_()
-        self._looked = self.taken
+        self.looked = self.taken
         return mean
 
     def close(self) -> None:

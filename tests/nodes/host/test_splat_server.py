@@ -92,8 +92,8 @@ def test_a_cancelled_fit_cannot_be_finished_afterwards(server):
 
 
 def test_the_front_end_gets_the_button_for_the_fits_and_the_route(server, object_info):
-    assert "/extensions/ComfyUI-V3D/finish_now.js" in server.get_json("/extensions")
-    script = server.get("/extensions/ComfyUI-V3D/finish_now.js").decode()
+    assert "/extensions/ComfyUI-V3D/fit_panel.js" in server.get_json("/extensions")
+    script = server.get("/extensions/ComfyUI-V3D/fit_panel.js").decode()
     (table,) = re.findall(r"FIT_NODES = \{(.*)\}", script)
     names = dict(re.findall(r'(\w+): "([^"]+)"', table))
     assert names == {n: object_info[n]["display_name"] for n in ("V3DFitSplat", "V3DFitNeuS")}

@@ -21,20 +21,19 @@ def sheet_of(server, turn):
 def test_views_show_their_frames_in_the_order_of_their_azimuths(server):
     graph = {
         "1": node("V3DLoadViews", folder=DEMO, split="train"),
-        "2": node("V3DOrbitCameras", orbit="v3d", frame=0, width=512, height=512),
+        "2": node("V3DOrbitCameras", orbit="v3d", frame=0, width=500, height=500),
         "3": node("V3DPosedViews", images=["1", 1], cameras=["2", 0], mask_is="auto"),
         "4": node("V3DSaveViews", views=["3", 0], filename_prefix="v3d/turn", colmap=False),
     }
     run = server.run(graph)
     assert run.ended == "execution_success", run.error
-    for number in ("1", "3"):
-        (turn,) = run.outputs[number][turntable.KEY]
-        assert [frame["azimuth"] for frame in turn["frames"]] == pytest.approx(range(0, 360, 20))
-        assert [frame["elevation"] for frame in turn["frames"]] == pytest.approx([0] * 18, abs=0.1)
-        sheet, index = sheet_of(server, turn), 7
-        left, top = index % turn["columns"] * turn["width"], index // turn["columns"] * 256
-        shown = np.asarray(sheet.crop((left, top, left + 256, top + 256)), dtype=np.float64) / 255
-        assert psnr(shown, demo_frame(index)) > 28  # a JPEG
+    (turn,) = run.outputs["3"][turntable.KEY]
+    assert [frame["azimuth"] for frame in turn["frames"]] == pytest.approx(range(0, 360, 20))
+    assert [frame["elevation"] for frame in turn["frames"]] == pytest.approx([0] * 18, abs=0.1)
+    sheet, index = sheet_of(server, turn), 7
+    left, top = index % turn["columns"] * turn["width"], index // turn["columns"] * 256
+    shown = np.asarray(sheet.crop((left, top, left + 256, top + 256)), dtype=np.float64) / 255
+    assert psnr(shown, demo_frame(index)) > 28  # a JPEG
 
 
 def test_outside_the_queue_no_file_is_written():
