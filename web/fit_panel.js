@@ -59,7 +59,7 @@ class FitPanel {
     if (!this.running) return;
     this.running = false;
     this.button.style.display = "none";
-    if (wouldCover(this.node, 0)) this.remove();
+    if (!this.curves.loss.length || wouldCover(this.node, 0)) this.remove();
   }
 
   remove() {
