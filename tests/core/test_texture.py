@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from mesh_samples import cube
 
 from v3d_core import backends
 from v3d_core.cameras import Orbit, camera_rays, orbit_cameras
@@ -21,33 +22,6 @@ from v3d_core.metrics import psnr
 from v3d_core.structures import Cameras, Mesh, Views
 
 SMALL = RefineConfig(resolution=128)
-
-
-def quads(places, atlas):
-    """One chart per quad: corners in space [Q, 4, 3] and in the atlas [Q, 4, 2], both around it."""
-    count = len(places)
-    first = torch.arange(count)[:, None, None] * 4
-    faces = (first + torch.tensor([[0, 1, 2], [0, 2, 3]])).reshape(-1, 3)
-    return Mesh(places.reshape(-1, 3).float(), faces, uvs=atlas.reshape(-1, 2).float())
-
-
-def square(x0, y0, x1, y1):
-    return torch.tensor([[x0, y0], [x0, y1], [x1, y1], [x1, y0]])
-
-
-def cube(half=0.5):
-    """A cube whose sides are six charts of a 3 x 2 atlas, seen from outside as they lie there."""
-    sides, atlas = [], []
-    for number in range(6):
-        axis, sign = number // 2, 1 - 2 * (number % 2)
-        normal, right = torch.zeros(3), torch.zeros(3)
-        normal[axis], right[(axis + 1) % 3] = sign, 1
-        up = torch.linalg.cross(normal, right)
-        corners = [(-1, 1), (-1, -1), (1, -1), (1, 1)]  # left up, left down, right down, right up
-        sides.append(torch.stack([normal + a * right + b * up for a, b in corners]) * half)
-        x, y = number % 3 / 3, number // 3 / 2
-        atlas.append(square(x + 0.03, y + 0.03, x + 0.3, y + 0.47))
-    return quads(torch.stack(sides), torch.stack(atlas))
 
 
 def painted(positions):  # [T, 3] -> [T, 3]

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from mesh_samples import cube, quads, square
 
 from v3d_core.mesh.atlas_links import link_texels, seam_edges, seam_rows
 from v3d_core.mesh.bake import SurfacePoints
@@ -15,33 +16,6 @@ from v3d_core.mesh.texels import bilinear_taps, charts_of_faces, fill_gutter, fi
 from v3d_core.mesh.visibility import face_normals, sample_texture
 from v3d_core.mesh_queries import MeshQueries
 from v3d_core.structures import Mesh
-
-
-def quads(places, atlas):
-    """One chart per quad: corners in space [Q, 4, 3] and in the atlas [Q, 4, 2], both around it."""
-    count = len(places)
-    first = torch.arange(count)[:, None, None] * 4
-    faces = (first + torch.tensor([[0, 1, 2], [0, 2, 3]])).reshape(-1, 3)
-    return Mesh(places.reshape(-1, 3).float(), faces, uvs=atlas.reshape(-1, 2).float())
-
-
-def square(x0, y0, x1, y1):
-    return torch.tensor([[x0, y0], [x0, y1], [x1, y1], [x1, y0]])
-
-
-def cube(half=0.5):
-    """A cube whose sides are six charts of a 3 x 2 atlas, seen from outside as they lie there."""
-    sides, atlas = [], []
-    for number in range(6):
-        axis, sign = number // 2, 1 - 2 * (number % 2)
-        normal, right = torch.zeros(3), torch.zeros(3)
-        normal[axis], right[(axis + 1) % 3] = sign, 1
-        up = torch.linalg.cross(normal, right)
-        corners = [(-1, 1), (-1, -1), (1, -1), (1, 1)]  # left up, left down, right down, right up
-        sides.append(torch.stack([normal + a * right + b * up for a, b in corners]) * half)
-        x, y = number % 3 / 3, number // 3 / 2
-        atlas.append(square(x + 0.03, y + 0.03, x + 0.3, y + 0.47))
-    return quads(torch.stack(sides), torch.stack(atlas))
 
 
 def test_texels_of_a_full_atlas_lie_where_interpolation_says():
