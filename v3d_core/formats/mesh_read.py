@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +39,22 @@ def read_mesh(path: str | os.PathLike[str]) -> Mesh:
         FileNotFoundError: No such file.
     """
     path = Path(path)
+    linear = path.suffix.lower() == ".glb"
+    placed = placed_parts(path)
+    with readable_errors(path):
+        parts = [_from_trimesh(part, matrix, linear) for part, matrix in placed]
+    mesh = _joined(parts, path)
+    return _connected(mesh) if path.suffix.lower() == ".stl" else mesh
+
+
+def placed_parts(path: str | os.PathLike[str]) -> list[tuple[Any, np.ndarray]]:
+    """The parts of a mesh file as trimesh's meshes, each with the 4 x 4 matrix that places it.
+
+    Raises:
+        ValueError: Unknown suffix, a damaged file, or no faces at all.
+        FileNotFoundError: No such file.
+    """
+    path = Path(path)
     suffix = path.suffix.lower()
     if suffix not in READABLE_MESH_SUFFIXES:
         known = ", ".join(READABLE_MESH_SUFFIXES)
@@ -48,26 +66,31 @@ def read_mesh(path: str | os.PathLike[str]) -> Mesh:
         import trimesh
     except ImportError as error:
         raise RuntimeError("reading meshes needs trimesh; pip install trimesh") from error
-    try:
+    with readable_errors(path):
         loaded = trimesh.load(str(path), process=False)
         scene = loaded if isinstance(loaded, trimesh.Scene) else trimesh.Scene(loaded)
         placed = [scene.graph[node] for node in scene.graph.nodes_geometry]
         parts = [
-            _from_trimesh(scene.geometry[name], matrix, linear=suffix == ".glb")
+            (scene.geometry[name], np.asarray(matrix, np.float64))
             for matrix, name in placed
             if isinstance(scene.geometry[name], trimesh.Trimesh) and len(scene.geometry[name].faces)
         ]
-    except Exception as error:  # readers of damaged files raise anything
-        raise ValueError(f"{path}: cannot be read as a mesh: {error}") from error
     if not parts:
         raise ValueError(f"{path}: no triangles in it, so it is a point cloud, a splat or empty")
-    mesh = _joined(parts, path)
-    return _connected(mesh) if suffix == ".stl" else mesh
+    return parts
 
 
-def _from_trimesh(part: Any, matrix: np.ndarray, linear: bool) -> Mesh:
-    """One part of a trimesh scene, placed by its 4 x 4 matrix."""
-    placement = np.asarray(matrix, np.float64)
+@contextmanager
+def readable_errors(path: Path) -> Iterator[None]:
+    """Readers of damaged files raise anything; a `ValueError` that names the file comes out."""
+    try:
+        yield
+    except Exception as error:
+        raise ValueError(f"{path}: cannot be read as a mesh: {error}") from error
+
+
+def placed_surface(part: Any, placement: np.ndarray) -> Mesh:
+    """Positions, faces and normals of one part of a trimesh scene, placed by its 4 x 4 matrix."""
     vertices = np.array(part.vertices, np.float64)
     if not np.array_equal(placement, np.eye(4)):  # which would spread a NaN over its row
         vertices = vertices @ placement[:3, :3].T + placement[:3, 3]
@@ -76,14 +99,15 @@ def _from_trimesh(part: Any, matrix: np.ndarray, linear: bool) -> Mesh:
         faces = faces[:, ::-1].copy()
     # made here, so that what is wrong with a file is told before anything is computed from it
     mesh = Mesh(torch.from_numpy(vertices).float(), torch.from_numpy(faces))
-    uvs, texture = _texture(part.visual, len(vertices))
-    return Mesh(
-        mesh.vertices,
-        mesh.faces,
-        _normals(part, placement, mesh),
-        uvs,
-        _colours(part.visual, len(vertices), linear),
-        texture,
+    return Mesh(mesh.vertices, mesh.faces, _normals(part, placement, mesh))
+
+
+def _from_trimesh(part: Any, placement: np.ndarray, linear: bool) -> Mesh:
+    surface = placed_surface(part, placement)
+    count = len(surface.vertices)
+    uvs, texture = _texture(part.visual, count)
+    return dataclasses.replace(
+        surface, uvs=uvs, vertex_colours=vertex_colours(part.visual, count, linear), texture=texture
     )
 
 
@@ -100,7 +124,8 @@ def _normals(part: Any, placement: np.ndarray, mesh: Mesh) -> Tensor:
     return torch.where(usable[:, None], unit_normals(turned.nan_to_num()), computed)
 
 
-def _colours(visual: Any, count: int, linear: bool) -> Tensor | None:  # [N, 3]
+def vertex_colours(visual: Any, count: int, linear: bool) -> Tensor | None:  # [N, 3]
+    """sRGB colours that a part stores at its vertices; `linear` says how the file has them."""
     stored = visual.vertex_attributes.get("color") if visual.kind == "texture" else None
     if visual.kind == "vertex":
         stored = visual.vertex_colors
@@ -114,6 +139,14 @@ def _colours(visual: Any, count: int, linear: bool) -> Tensor | None:  # [N, 3]
 
 def _texture(visual: Any, count: int) -> tuple[Tensor | None, Tensor | None]:
     """The uvs [N, 2] and the picture [H, W, 3]."""
+    uvs, image = uvs_and_picture(visual, count)
+    if uvs is None or image is None:
+        return uvs, None
+    return uvs, from_uint8(torch.from_numpy(np.array(image.convert("RGB"))))
+
+
+def uvs_and_picture(visual: Any, count: int) -> tuple[Tensor | None, Any]:
+    """Texture coordinates of `count` vertices [N, 2], and the base colour's Pillow picture."""
     if visual.kind != "texture" or visual.uv is None or len(visual.uv) != count:
         return None, None
     # trimesh counts v upwards; back in float64, so that no float32 is rounded twice
@@ -121,9 +154,7 @@ def _texture(visual: Any, count: int) -> tuple[Tensor | None, Tensor | None]:
     uvs = torch.from_numpy(upward * [1, -1] + [0, 1]).float()
     material = visual.material
     image = getattr(material, "baseColorTexture", None) or getattr(material, "image", None)
-    if image is None:
-        return uvs, None
-    return uvs, from_uint8(torch.from_numpy(np.array(image.convert("RGB"))))
+    return uvs, image
 
 
 def _joined(parts: list[Mesh], path: Path) -> Mesh:
