@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 MASK_IS = ("auto", "object", "background")
@@ -35,6 +36,7 @@ def object_masks(
 def _border_mean(masks: Tensor) -> float:
     height, width = masks.shape[1:]
     ring = max(1, round(BORDER_SHARE * min(height, width)))
-    inner = masks[:, ring : height - ring, ring : width - ring]
-    outside = masks.numel() - inner.numel()
-    return float((masks.sum() - inner.sum()) / max(outside, 1))
+    # the ring itself is averaged: a difference of two large sums can come out below zero
+    on_border = torch.ones(height, width, dtype=torch.bool, device=masks.device)
+    on_border[ring : height - ring, ring : width - ring] = False
+    return float(masks[:, on_border].mean())

@@ -111,6 +111,18 @@ def test_either_mask_polarity_gives_the_same_views(polarity, mask_is):
     torch.testing.assert_close(views.masks, alphas)
 
 
+def test_an_empty_border_is_reported_as_zero_per_cent():
+    masks = torch.zeros(18, 256, 256)
+    generator = torch.Generator().manual_seed(0)
+    masks[:, 16:-16, 16:-16] = torch.rand(18, 224, 224, generator=generator)
+    assert pack("nodes.masks")._border_mean(masks) == 0  # a small negative one reads as "-0%"
+    kept, said = pack("nodes.masks").object_masks(masks, "auto")
+    assert kept is masks and ": 0% of their border" in said
+    inverted, said = pack("nodes.masks").object_masks(1 - masks, "auto")
+    torch.testing.assert_close(inverted, masks)
+    assert ": 100% of their border" in said
+
+
 def test_load_images_placeholder_mask_is_ignored():
     colours, alphas, _ = orbit_frames(VIEWS, SIZE)
     views = pose(colours, masks=torch.zeros(1, 64, 64))
