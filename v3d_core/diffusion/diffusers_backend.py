@@ -245,9 +245,9 @@ def load_diffusers_model(
     return DiffusersModel(*networks, device=device, offload=offload)
 
 
-def build_unet(shape: UNetShape) -> Any:
-    """diffusers' UNet of these widths, without weights (on the meta device)."""
-    with torch.device("meta"):
+def build_unet(shape: UNetShape, device: str = "meta") -> Any:
+    """diffusers' UNet of these widths: without weights on the meta device, else with random ones."""
+    with torch.device(device):
         unet = load("diffusers").UNetSpatioTemporalConditionModel(**unet_settings(shape))
     for block in unet.modules():
         if type(block).__name__ in ("ResnetBlock2D", "TemporalResnetBlock"):
@@ -255,17 +255,17 @@ def build_unet(shape: UNetShape) -> Any:
     return unet
 
 
-def build_vae(shape: VaeShape) -> Any:
-    """diffusers' autoencoder of these widths, without weights."""
-    with torch.device("meta"):
+def build_vae(shape: VaeShape, device: str = "meta") -> Any:
+    """diffusers' autoencoder of these widths; `device` as in `build_unet`."""
+    with torch.device(device):
         return load("diffusers").AutoencoderKLTemporalDecoder(**vae_settings(shape))
 
 
-def build_image_encoder(shape: ClipShape) -> Any:
-    """transformers' image encoder of these widths, without weights."""
+def build_image_encoder(shape: ClipShape, device: str = "meta") -> Any:
+    """transformers' image encoder of these widths; `device` as in `build_unet`."""
     transformers = load("transformers")
     config = transformers.CLIPVisionConfig(**image_encoder_settings(shape))
-    with torch.device("meta"):
+    with torch.device(device):
         network = transformers.CLIPVisionModelWithProjection(config)
     embeddings = network.vision_model.embeddings
     if embeddings.position_ids.is_meta:  # numbers 0, 1, 2, ...; no weight file has them

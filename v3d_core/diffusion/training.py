@@ -1,0 +1,198 @@
+"""Training of an orbit model: one step is a batch of orbits, a loss, an update and a moving average.
+
+The loop, the files and the data belong to others; this is what happens to the weights. Everything
+random comes from the seed and the number of the step, so that a run which stops and goes on ends
+with the same weights as one that never stopped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from .conditioning import ConditioningConfig, clip_pixels
+from .training_loss import NoiseConfig, draw_noise, orbit_loss
+
+PRECISIONS = ("float32", "bfloat16")
+SEED_STRIDE = 1_000_003  # keeps the random numbers of (seed, step, part) apart; any large prime
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How an orbit model is trained; defaults are for fine-tuning SVD-shaped checkpoints."""
+
+    steps: int = 10_000  # updates of the weights
+    batch_size: int = 16  # orbits per update, over all accumulated parts and processes
+    accumulate: int = 1  # parts a batch is worked off in; memory falls, the result stays
+    learning_rate: float = 1e-4  # AdamW at its peak; V3D's configuration (1e-5 in an older one)
+    warmup_steps: int = 100  # linear rise of the rate; V3D has 1, a free choice of caution
+    decay_share: float = 0.2  # of the steps, at the end, over which the rate falls to 0 linearly
+    betas: tuple[float, float] = (0.9, 0.999)  # AdamW's own; V3D_512.yaml leaves them
+    weight_decay: float = 0.01  # AdamW's own
+    clip_gradient: float = 1.0  # largest norm of the gradient of all weights
+    ema_decay: float = 0.9999  # of the averaged weights that are saved; SVD's. V3D has no average
+    precision: str = "bfloat16"  # of the arithmetic; weights and their updates stay float32
+    gradient_checkpointing: bool = False  # half the memory for a third more time
+    noise: NoiseConfig = field(default_factory=NoiseConfig)
+    fps_id: float = ConditioningConfig.fps_id
+    motion_bucket_id: float = ConditioningConfig.motion_bucket_id
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"precision {self.precision!r} is none of {', '.join(PRECISIONS)}")
+        if self.steps < 1 or self.batch_size < 1 or self.accumulate < 1:
+            raise ValueError(
+                f"steps {self.steps}, batch_size {self.batch_size} and accumulate "
+                f"{self.accumulate} must be at least 1"
+            )
+        if self.batch_size % self.accumulate:
+            raise ValueError(
+                f"a batch of {self.batch_size} orbits does not split into {self.accumulate} equal "
+                "parts; change batch_size or accumulate"
+            )
+
+    def rate(self, step: int) -> float:
+        """Learning rate of a step: linear rise, flat, linear fall to 0 at the end."""
+        falling = max(1, round(self.steps * self.decay_share))
+        rise = (step + 1) / max(1, self.warmup_steps)
+        fall = (self.steps - step) / falling
+        return self.learning_rate * max(0.0, min(1.0, rise, fall))
+
+
+class OrbitBatch(NamedTuple):
+    """Orbits to learn from; `tokens` or `pictures`, whichever the trainer asks for.
+
+    Attributes:
+        latents: Raw latents of the frames; frame 0 is the picture's. [B, T, 4, h, w]
+        tokens: Projected CLIP embeddings of frame 0, where the image encoder is not trained. [B, C]
+        pictures: Frame 0 on white in [0, 1], where it is. [B, S, S, 3]
+    """
+
+    latents: Tensor
+    tokens: Tensor | None = None
+    pictures: Tensor | None = None
+
+
+class OrbitSource(Protocol):
+    """A data set that can be asked for any batch at any time."""
+
+    def batch(self, size: int, generator: torch.Generator) -> OrbitBatch:
+        """`size` orbits, chosen by the generator, on the device of the training."""
+        ...
+
+
+class OrbitTrainer:
+    """UNet, and the image encoder if it learns too, with optimiser and moving averages.
+
+    Args:
+        unet: diffusers' UNet with weights, on the device.
+        image_encoder: transformers' encoder to train with it, or None when tokens are given.
+        config: Settings.
+        trained: The parameters that learn; None is all of both networks.
+        world: Number of processes that share a batch (torch.distributed is initialised then).
+        rank: Which of them this is.
+    """
+
+    def __init__(
+        self,
+        unet: nn.Module,
+        image_encoder: nn.Module | None,
+        config: TrainConfig,
+        trained: Iterable[nn.Parameter] | None = None,
+        world: int = 1,
+        rank: int = 0,
+    ) -> None:
+        if config.batch_size % (config.accumulate * world):
+            raise ValueError(
+                f"a batch of {config.batch_size} orbits does not split among {world} processes "
+                f"with {config.accumulate} parts each; change batch_size or accumulate"
+            )
+        self.unet, self.image_encoder, self.config = unet, image_encoder, config
+        self.world, self.rank = world, rank
+        self.step = 0
+        networks = [unet] + ([image_encoder] if image_encoder is not None else [])
+        if trained is None:
+            trained = [p for network in networks for p in network.parameters()]
+        self.parameters = list(trained)
+        self.device = self.parameters[0].device
+        for network in networks:
+            network.train().requires_grad_(False)
+        for parameter in self.parameters:
+            parameter.requires_grad_(True)
+        if config.gradient_checkpointing:
+            unet_: Any = unet
+            unet_.enable_gradient_checkpointing()
+        self.average = [p.detach().clone() for p in self.parameters]
+        self.optimiser = torch.optim.AdamW(
+            self.parameters,
+            lr=config.learning_rate,
+            betas=config.betas,
+            weight_decay=config.weight_decay,
+            fused=self.device.type == "cuda",
+        )
+
+    def update(self, source: OrbitSource) -> Tensor:  # []
+        """One step on a batch of the source; the mean loss of this process, not synchronised."""
+        config = self.config
+        part = config.batch_size // (config.accumulate * self.world)
+        total = torch.zeros((), device=self.device)
+        for index in range(config.accumulate):
+            generator = self._generator(index)
+            loss = self.loss(source.batch(part, generator), generator).mean() / config.accumulate
+            loss.backward()
+            total += loss.detach()
+        if self.world > 1:
+            for parameter in self.parameters:
+                torch.distributed.all_reduce(parameter.grad, torch.distributed.ReduceOp.AVG)
+        for group in self.optimiser.param_groups:
+            group["lr"] = config.rate(self.step)
+        nn.utils.clip_grad_norm_(self.parameters, config.clip_gradient)
+        self.optimiser.step()
+        self.optimiser.zero_grad(set_to_none=True)
+        self.step += 1
+        # the average of a young run forgets faster, or it would keep the random start
+        decay = min(config.ema_decay, (1 + self.step) / (10 + self.step))
+        torch._foreach_lerp_(self.average, [p.detach() for p in self.parameters], 1 - decay)
+        return total
+
+    def loss(self, batch: OrbitBatch, generator: torch.Generator) -> Tensor:  # [B]
+        """The loss of each orbit of a batch."""
+        config = self.config
+        half = config.precision == "bfloat16"
+        with torch.autocast(self.device.type, torch.bfloat16) if half else nullcontext():
+            return orbit_loss(
+                self.unet,
+                batch.latents,
+                self._tokens(batch),
+                draw_noise(batch.latents.shape, config.noise, generator),
+                config.fps_id,
+                config.motion_bucket_id,
+            )
+
+    def _tokens(self, batch: OrbitBatch) -> Tensor:  # [B, 1, C]
+        if self.image_encoder is None:
+            if batch.tokens is None:
+                raise ValueError("the image encoder does not learn, so batches must have tokens")
+            return batch.tokens[:, None]
+        if batch.pictures is None:
+            raise ValueError("the image encoder learns, so batches must have pictures")
+        encoder: Any = self.image_encoder
+        return encoder(pixel_values=clip_pixels(batch.pictures)).image_embeds[:, None]
+
+    def _generator(self, part: int) -> torch.Generator:
+        number = (self.config.seed * SEED_STRIDE + self.step) * SEED_STRIDE
+        number += part * self.world + self.rank
+        return torch.Generator(self.device).manual_seed(number % 2**63)
+
+    def swap_average(self) -> None:
+        """Exchange weights and their moving averages; calling it twice changes nothing."""
+        for parameter, average in zip(self.parameters, self.average, strict=True):
+            kept = parameter.detach().clone()
+            parameter.data.copy_(average)
+            average.copy_(kept)

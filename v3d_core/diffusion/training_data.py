@@ -1,0 +1,90 @@
+"""Orbits in memory, encoded once, from which training draws any batch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..progress import Progress, silent
+from .conditioning import clip_pixels
+from .training import OrbitBatch
+
+ENCODE_PICTURES = 256  # that go through the encoder at a time
+
+
+class EncodedOrbits:
+    """Latents of whole orbits, with tokens or pictures of every frame.
+
+    Args:
+        latents: Raw latents. [N, T, 4, h, w]
+        tokens: CLIP embeddings of every frame, or None. [N, T, C]
+        pictures: Frames on white, uint8, or None. [N, T, S, S, 3]
+        random_front: Whether any frame may become frame 0, as in V3D's loaders; an orbit at one
+            elevation is then T examples.
+    """
+
+    def __init__(
+        self,
+        latents: Tensor,
+        tokens: Tensor | None = None,
+        pictures: Tensor | None = None,
+        random_front: bool = True,
+    ) -> None:
+        if (tokens is None) == (pictures is None):
+            raise ValueError("give either tokens or pictures of the frames")
+        self.latents, self.tokens, self.pictures = latents, tokens, pictures
+        self.random_front = random_front
+
+    def __len__(self) -> int:
+        return len(self.latents)
+
+    def batch(self, size: int, generator: torch.Generator) -> OrbitBatch:
+        """`size` orbits with repetition, turned so that a random frame comes first."""
+        device, frames = self.latents.device, self.latents.shape[1]
+        here = generator.device
+        chosen = torch.randint(len(self), (size,), generator=generator, device=here).to(device)
+        front = torch.zeros(size, dtype=torch.int64, device=here)
+        if self.random_front:
+            front = torch.randint(frames, (size,), generator=generator, device=here)
+        front = front.to(device)
+        order = (front[:, None] + torch.arange(frames, device=device)) % frames
+        latents = self.latents[chosen[:, None], order].to(here)
+        if self.tokens is not None:
+            return OrbitBatch(latents, tokens=self.tokens[chosen, front].to(here).float())
+        assert self.pictures is not None
+        pictures = self.pictures[chosen, front].to(here)
+        return OrbitBatch(latents, pictures=pictures.float() / 255)
+
+
+@torch.no_grad()
+def encode_latents(
+    vae: Any, pictures: Tensor, progress: Progress = silent
+) -> Tensor:  # [N, T, S, S, 3] uint8 -> [N, T, 4, h, w] float16
+    """Raw posterior means of all frames; the encoder runs in its own data type."""
+    parameter = next(vae.encoder.parameters())
+    flat = pictures.flatten(0, 1)
+    made = []
+    for start in range(0, len(flat), ENCODE_PICTURES):
+        part = flat[start : start + ENCODE_PICTURES].to(parameter.device)
+        part = part.movedim(-1, 1).to(parameter.dtype) / 127.5 - 1
+        made.append(vae.encoder(part)[:, :4].to(pictures.device, torch.float16))
+        progress(start + len(part), len(flat), text="encoding")
+    return torch.cat(made).unflatten(0, pictures.shape[:2])
+
+
+@torch.no_grad()
+def encode_tokens(
+    image_encoder: Any, pictures: Tensor, progress: Progress = silent
+) -> Tensor:  # [N, T, S, S, 3] uint8 -> [N, T, C] float16
+    """CLIP embeddings of all frames, for encoders that do not learn."""
+    parameter = next(image_encoder.parameters())
+    flat = pictures.flatten(0, 1)
+    made = []
+    for start in range(0, len(flat), ENCODE_PICTURES):
+        part = flat[start : start + ENCODE_PICTURES].to(parameter.device).float() / 255
+        pixels = clip_pixels(part).to(parameter.dtype)
+        made.append(image_encoder(pixel_values=pixels).image_embeds.to(pictures.device).half())
+        progress(start + len(part), len(flat), text="encoding")
+    return torch.cat(made).unflatten(0, pictures.shape[:2])

@@ -1,0 +1,67 @@
+"""Networks of SVD's architecture with random weights, to train from scratch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .diffusers_backend import build_image_encoder, build_unet, build_vae
+from .diffusers_configs import identity_quant_conv
+from .layout import ClipShape, UNetShape, VaeShape
+
+
+def new_unet(shape: UNetShape, seed: int) -> Any:
+    """A UNet that starts as SVD's did: every residual branch and the output are 0.
+
+    So the first prediction is v = 0 everywhere, and depth adds no noise to the first gradients
+    (generative-models' `zero_module`).
+    """
+    with _seeded(seed):
+        unet = build_unet(shape, "cpu")
+    for name, module in unet.named_modules():
+        kind = type(module).__name__
+        if kind in ("ResnetBlock2D", "TemporalResnetBlock"):
+            _zero(module.conv2)
+        elif kind == "TransformerSpatioTemporalModel":
+            _zero(module.proj_out)
+        elif name == "conv_out":
+            _zero(module)
+    return unet
+
+
+def new_vae(shape: VaeShape, seed: int) -> Any:
+    """An autoencoder with temporal decoder; its identity convolution does not learn."""
+    with _seeded(seed):
+        vae = build_vae(shape, "cpu")
+    identity = identity_quant_conv(shape)
+    vae.load_state_dict(identity, strict=False)
+    for parameter in vae.quant_conv.parameters():
+        parameter.requires_grad_(False)
+    return vae
+
+
+def new_image_encoder(shape: ClipShape, seed: int) -> Any:
+    """An image encoder with CLIP's own initialisation."""
+    with _seeded(seed):
+        return build_image_encoder(shape, "cpu")
+
+
+class _seeded:
+    """Torch's global random numbers from a seed within, as they were afterwards."""
+
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+
+    def __enter__(self) -> None:
+        self._kept: Tensor = torch.random.get_rng_state()
+        torch.random.default_generator.manual_seed(self._seed)
+
+    def __exit__(self, *_: object) -> None:
+        torch.random.set_rng_state(self._kept)
+
+
+def _zero(module: nn.Module) -> None:
+    for parameter in module.parameters():
+        nn.init.zeros_(parameter)

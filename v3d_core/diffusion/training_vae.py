@@ -1,0 +1,134 @@
+"""Training of a small autoencoder with a temporal decoder, and the scale of its latents."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .conditioning import LATENT_SCALE, LOGVAR_RANGE
+
+
+@dataclass(frozen=True)
+class VaeTrainConfig:
+    """How an autoencoder is trained from scratch; free choices for pictures of 128 px, tried once."""
+
+    steps: int = 3000
+    batch_size: int = 24  # clips per step
+    clip_frames: int = 4  # neighbouring frames the temporal decoder sees together
+    learning_rate: float = 1e-3  # AdamW; falls to 0 along a quarter cosine
+    warmup_steps: int = 100
+    kl_weight: float = 1e-6  # Rombach et al. 2022, autoencoder_kl configurations
+    edge_weight: float = 0.5  # of the differences between neighbouring pixels, for sharp outlines
+    clip_gradient: float = 1.0
+    ema_decay: float = 0.999
+    seed: int = 0
+
+
+def vae_loss(vae: Any, pictures: Tensor, config: VaeTrainConfig, noise: Tensor) -> Tensor:  # []
+    """Reconstruction, edges and the distance of the latents from unit noise.
+
+    Args:
+        vae: diffusers' AutoencoderKLTemporalDecoder.
+        pictures: Clips in [-1, 1]. [B, T, 3, S, S]
+        config: Weights.
+        noise: Unit noise of the posterior's samples. [B * T, 4, s, s]
+    """
+    frames = pictures.shape[1]
+    flat = pictures.flatten(0, 1)
+    mean, logvar = vae.encoder(flat).float().chunk(2, dim=1)
+    logvar = logvar.clamp(*LOGVAR_RANGE)
+    sample = mean + (0.5 * logvar).exp() * noise
+    indicator = torch.zeros(len(pictures), frames, device=flat.device)
+    made = vae.decoder(sample, indicator, frames).float()
+    error = made - flat
+    across = (error[..., 1:] - error[..., :-1]).abs().mean()
+    down = (error[..., 1:, :] - error[..., :-1, :]).abs().mean()
+    # of the latents as the UNet sees them, or the loss would pull their scale away from SVD's
+    mean, logvar = mean * LATENT_SCALE, logvar + 2 * math.log(LATENT_SCALE)
+    kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).sum(dim=(1, 2, 3)).mean()
+    return (
+        error.square().mean()
+        + error.abs().mean() * 0.1
+        + config.edge_weight * (across + down)
+        + config.kl_weight * kl
+    )
+
+
+class VaeTrainer:
+    """The autoencoder, its optimiser and the moving average of its weights."""
+
+    def __init__(self, vae: nn.Module, config: VaeTrainConfig) -> None:
+        self.vae, self.config, self.step = vae, config, 0
+        self.parameters = [p for p in vae.parameters() if p.requires_grad]
+        self.device = self.parameters[0].device
+        self.average = [p.detach().clone() for p in self.parameters]
+        self.optimiser = torch.optim.AdamW(
+            self.parameters, lr=config.learning_rate, fused=self.device.type == "cuda"
+        )
+
+    def rate(self) -> float:
+        """Learning rate of the next step."""
+        config = self.config
+        rise = (self.step + 1) / config.warmup_steps
+        turn = torch.tensor(self.step / config.steps * torch.pi / 2)
+        return config.learning_rate * min(1.0, rise) * float(turn.cos())
+
+    def update(self, clips: Callable[[int, int, torch.Generator], Tensor]) -> Tensor:  # []
+        """One step on `clips(count, frames, generator)`: pictures in [-1, 1] [B, T, 3, S, S]."""
+        config = self.config
+        generator = torch.Generator(self.device).manual_seed(config.seed * 1_000_003 + self.step)
+        pictures = clips(config.batch_size, config.clip_frames, generator)
+        side = pictures.shape[-1] // 8
+        noise = torch.randn(
+            (pictures.shape[0] * pictures.shape[1], 4, side, side),
+            generator=generator,
+            device=self.device,
+        )
+        with torch.autocast(self.device.type, torch.bfloat16, self.device.type == "cuda"):
+            loss = vae_loss(self.vae, pictures, config, noise)
+        loss.backward()
+        for group in self.optimiser.param_groups:
+            group["lr"] = self.rate()
+        nn.utils.clip_grad_norm_(self.parameters, config.clip_gradient)
+        self.optimiser.step()
+        self.optimiser.zero_grad(set_to_none=True)
+        self.step += 1
+        decay = min(config.ema_decay, (1 + self.step) / (10 + self.step))
+        torch._foreach_lerp_(self.average, [p.detach() for p in self.parameters], 1 - decay)
+        return loss.detach()
+
+    def take_average(self) -> None:
+        """Put the averaged weights into the network."""
+        for parameter, average in zip(self.parameters, self.average, strict=True):
+            parameter.data.copy_(average)
+
+
+@torch.no_grad()
+def normalise_latents(vae: Any, means: Tensor, centre: bool) -> None:
+    """Give every latent channel the deviation 1 / 0.18215 that SVD's UNet expects, and mean 0.
+
+    The encoder's last and the decoder's first convolution take the change and its inverse, so
+    pictures stay what they are. With `centre` that holds inside only: the decoder pads with zeros,
+    which then mean another value, so some training should follow.
+
+    Args:
+        vae: The autoencoder; changed in place.
+        means: Posterior means of many pictures. [N, 4, s, s]
+        centre: Whether the mean is taken out as well.
+    """
+    factor = 1 / (means.float().std(dim=(0, 2, 3)) * LATENT_SCALE)  # [4]
+    count = len(factor)
+    last, first = vae.encoder.conv_out, vae.decoder.conv_in
+    if centre:
+        middle = means.float().mean(dim=(0, 2, 3))
+        last.bias[:count] -= middle
+        first.bias += (first.weight.sum(dim=(2, 3)) * middle).sum(dim=1)
+    last.weight[:count] *= factor[:, None, None, None]
+    last.bias[:count] *= factor
+    last.bias[count:] += 2 * factor.log()
+    first.weight /= factor[None, :, None, None]
