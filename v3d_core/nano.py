@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .cli_shared import say
 from .diffusion.layout import ClipShape, UNetShape, VaeShape
 from .diffusion.training import OrbitTrainer, TrainConfig
 from .diffusion.training_data import EncodedOrbits, encode_latents
@@ -108,7 +109,7 @@ class Recipe:
     def say(self, text: str) -> None:
         """One line of the log, on the screen and in the folder."""
         line = f"{time.strftime('%H:%M:%S')} {text}"
-        print(line, flush=True)
+        say(line)
         with (self.folder / "log.txt").open("a", encoding="utf-8") as file:
             file.write(line + "\n")
 

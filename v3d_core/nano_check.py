@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from .cameras import Orbit, orbit_cameras
+from .cli_shared import say
 from .diffusion.conditioning import LATENT_SCALE, ConditioningConfig, clip_pixels
 from .diffusion.diffusers_backend import DiffusersModel, load_diffusers_model
 from .diffusion.edm import SamplerConfig, v_scalings
@@ -157,7 +158,7 @@ def main() -> None:
             }
         assert all(math.isfinite(x) for x in scores.flatten().tolist())
     (options.out / "check.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    print(json.dumps(report, indent=1))
+    say(json.dumps(report, indent=1))
 
 
 if __name__ == "__main__":
