@@ -22,6 +22,7 @@ from .sockets import V3DCameras
 DIRECTIONS = ("counter-clockwise", "clockwise")
 SVD_FRAMES = 25  # SVD-XT's
 FULL_TURN_DEG = 360.0
+KEY = "v3d_cameras"  # in the node's definition and its ui output; web/camera_picker.js reads it
 
 
 def _custom_inputs() -> list[io.Input]:
@@ -156,6 +157,7 @@ class V3DOrbitCameras(io.ComfyNode):
                         io.DynamicCombo.Option("sv3d_p", _sv3d_p_inputs()),
                         io.DynamicCombo.Option("svd", _svd_inputs()),
                     ],
+                    extra_dict={KEY: {name: orbit_figures(o) for name, o in ORBIT_PRESETS.items()}},
                     tooltip="Who made the frames. v3d: 18 frames, 20 degrees apart, radius 2, fov "
                     "60. sv3d (sv3d_u): 21 frames, fov 33.8, the input picture is the last one. "
                     "custom: your own orbit. sv3d_p: as SV3D_Conditioning asks that model, the "
@@ -212,7 +214,25 @@ class V3DOrbitCameras(io.ComfyNode):
                 f"set frame to 0..{chosen.num_views - 1}"
             )
         cameras = orbit_cameras(chosen, width, height)
-        return io.NodeOutput(cameras, camera_info_from_cameras(cameras, frame))
+        info = camera_info_from_cameras(cameras, frame)
+        return io.NodeOutput(cameras, info, ui={KEY: [orbit_figures(chosen)]})
+
+
+def orbit_figures(orbit: Orbit) -> dict[str, float]:
+    """What web/orbit_math.js calls an orbit; azimuth of frame 0 and step in degrees."""
+    step = (
+        FULL_TURN_DEG / orbit.num_views
+        if orbit.azimuth_step_deg is None
+        else orbit.azimuth_step_deg
+    )
+    return {
+        "frames": orbit.num_views,
+        "radius": orbit.radius,
+        "elevation": orbit.elevation_deg,
+        "fov": orbit.fov_y_deg,
+        "azimuth": orbit.azimuth_start_deg,
+        "step": step,
+    }
 
 
 def orbit_from_widgets(widgets: dict) -> Orbit:

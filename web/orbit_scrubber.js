@@ -3,7 +3,9 @@
 
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
-import { Panel, element, keepEvents, nodeOf, wouldCover } from "./v3d_nodes.js";
+import {
+  Panel, element, keepEvents, nodeOf, nodeOfOutput, smallButton, wouldCover,
+} from "./v3d_nodes.js";
 
 const KEY = "v3d_orbit";
 const OPEN = "v3d_orbit_open"; // a property of the node
@@ -11,14 +13,6 @@ const HEIGHT = 230; // px of the panel
 const FOLDED = 42; // px, with the line below the picture alone
 const FRAMES_PER_SECOND = 10;
 const scrubbers = new WeakMap(); // node -> Scrubber
-
-function smallButton(onclick) {
-  return element("button", {
-    minWidth: "28px", height: "22px", padding: "0 6px", font: "12px sans-serif", border: "none", borderRadius: "4px",
-    background: "var(--comfy-input-bg)", color: "var(--input-text)", cursor: "pointer",
-    flex: "none",
-  }, { onclick, type: "button" });
-}
 
 class Scrubber {
   constructor(node) {
@@ -155,15 +149,6 @@ function showOutput(node, output) {
   if (!node || !turn) return;
   if (!scrubbers.has(node)) scrubbers.set(node, new Scrubber(node));
   scrubbers.get(node).load(turn);
-}
-
-// Outputs as the front end keeps them are named "id" or, in a subgraph, "subgraph's uuid:id".
-function nodeOfOutput(locator) {
-  const parts = String(locator).split(":");
-  const id = parts.pop();
-  const root = app.rootGraph ?? app.graph;
-  const graph = parts.length ? root?.subgraphs?.get(parts[0]) : root;
-  return graph?.getNodeById(id) ?? null;
 }
 
 app.registerExtension({

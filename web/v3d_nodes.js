@@ -13,6 +13,34 @@ export function nodeOf(executionId) {
   return node;
 }
 
+// Outputs as the front end keeps them are named "id" or, in a subgraph, "subgraph's uuid:id".
+export function nodeOfOutput(locator) {
+  const parts = String(locator).split(":");
+  const id = parts.pop();
+  const root = app.rootGraph ?? app.graph;
+  const graph = parts.length ? root?.subgraphs?.get(parts[0]) : root;
+  return graph?.getNodeById(id) ?? null;
+}
+
+const panels = new Set(); // that may be in the page
+
+// In Vue nodes the host keeps what it shows for a node's id. After an undo, or in another graph, that
+// is the element of a node that is gone; the one of the node that is there takes its place.
+function mendPanels() {
+  for (const panel of panels) {
+    const { node, root, widget } = panel;
+    if (!root.isConnected && !node.graph) panels.delete(panel);
+    if (!root.isConnected || !window.LiteGraph?.vueNodesMode) continue;
+    const current = app.canvas?.graph?.getNodeById(node.id);
+    const own = current?.widgets?.find(({ name }) => name === widget.name)?.element;
+    if (current !== node && own && !own.isConnected) root.replaceWith(own);
+  }
+}
+
+function mendSoon() { // when the host has shown what it will
+  for (const ms of [50, 300]) setTimeout(mendPanels, ms);
+}
+
 // An element at the node's foot that is neither saved nor sent; the node grows with it.
 export class Panel {
   constructor(node, name, root, height) {
@@ -20,7 +48,6 @@ export class Panel {
     this.root = root;
     this.height = height;
     this.before = node.size[1];
-    this.grown = 0; // px that the node is taller because of it
     this.widget = node.addDOMWidget(name, name, root, {
       serialize: false,
       hideOnZoom: false,
@@ -28,18 +55,24 @@ export class Panel {
       getValue: () => "",
       setValue: () => {},
     });
+    root.addEventListener("wheel", (event) => { // over elements the host zooms in Vue nodes alone
+      if (!event.defaultPrevented && !window.LiteGraph?.vueNodesMode) app.canvas.processMouseWheel(event);
+    });
     this.widget.serialize = false; // its place in the saved widget values stays free
+    if (!panels.size) app.canvas?.canvas?.addEventListener("litegraph:set-graph", mendSoon);
+    panels.add(this);
+    mendSoon();
     this.resize(height);
   }
 
+  // What room the user has given the node beyond what it needs stays.
   resize(height) {
     const { node } = this;
+    const own = node.size[1] + height - this.height;
     this.height = height;
     this.root.style.minHeight = `${height}px`;
-    const own = node.size[1] - this.grown;
     const [width, needed] = node.computeSize();
     node.setSize([Math.max(node.size[0], width), Math.max(own, needed)]);
-    this.grown = Math.max(0, node.size[1] - own);
     node.setDirtyCanvas?.(true, true);
   }
 
@@ -67,6 +100,14 @@ export function element(tag, style, properties = {}) {
   const made = Object.assign(document.createElement(tag), properties);
   Object.assign(made.style, style);
   return made;
+}
+
+export function smallButton(onclick) {
+  return element("button", {
+    minWidth: "28px", height: "22px", padding: "0 6px", font: "12px sans-serif", border: "none", borderRadius: "4px",
+    background: "var(--comfy-input-bg)", color: "var(--input-text)", cursor: "pointer",
+    flex: "none",
+  }, { onclick, type: "button" });
 }
 
 // Events over an element that has gestures of its own must not move the graph below it.
