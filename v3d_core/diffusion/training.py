@@ -1,14 +1,15 @@
 """Training of an orbit model: one step is a batch of orbits, a loss, an update and a moving average.
 
 The loop, the files and the data belong to others; this is what happens to the weights. Everything
-random comes from the seed and the number of the step, so that a run which stops and goes on ends
-with the same weights as one that never stopped.
+random comes from the seed and the number of the step, and is drawn for the whole batch before the
+batch is split: a run that stops and goes on, that works in parts, or on several GPUs, ends with the
+weights of one that did not.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
@@ -16,10 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from .conditioning import ConditioningConfig, clip_pixels
-from .training_loss import NoiseConfig, draw_noise, orbit_loss
+from .training_loss import NoiseConfig, NoiseDraw, draw_noise, orbit_loss
+from .training_processes import average_gradients
 
 PRECISIONS = ("float32", "bfloat16")
-SEED_STRIDE = 1_000_003  # keeps the random numbers of (seed, step, part) apart; any large prime
+SEED_STRIDE = 1_000_003  # keeps the random numbers of (seed, step) apart; any large prime
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class TrainConfig:
     betas: tuple[float, float] = (0.9, 0.999)  # AdamW's own; V3D_512.yaml leaves them
     weight_decay: float = 0.01  # AdamW's own
     clip_gradient: float = 1.0  # largest norm of the gradient of all weights
-    ema_decay: float = 0.9999  # of the averaged weights that are saved; SVD's. V3D has no average
+    ema_decay: float = 0.9999  # of the averaged weights that are saved, SVD's; 0: none, as V3D
     precision: str = "bfloat16"  # of the arithmetic; weights and their updates stay float32
     gradient_checkpointing: bool = False  # half the memory for a third more time
     noise: NoiseConfig = field(default_factory=NoiseConfig)
@@ -51,6 +53,8 @@ class TrainConfig:
                 f"steps {self.steps}, batch_size {self.batch_size} and accumulate "
                 f"{self.accumulate} must be at least 1"
             )
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"ema_decay is a share from 0 to below 1, got {self.ema_decay}")
         if self.batch_size % self.accumulate:
             raise ValueError(
                 f"a batch of {self.batch_size} orbits does not split into {self.accumulate} equal "
@@ -80,10 +84,14 @@ class OrbitBatch(NamedTuple):
 
 
 class OrbitSource(Protocol):
-    """A data set that can be asked for any batch at any time."""
+    """A data set that can be asked for any orbits at any time."""
 
-    def batch(self, size: int, generator: torch.Generator) -> OrbitBatch:
-        """`size` orbits, chosen by the generator, on the device of the training."""
+    def draw(self, count: int, generator: torch.Generator) -> Tensor:  # [count, ...]
+        """Which orbits a batch has: one row for each, on the generator's device."""
+        ...
+
+    def load(self, rows: Tensor, device: torch.device) -> OrbitBatch:
+        """The orbits of some of those rows, on the device of the training."""
         ...
 
 
@@ -128,7 +136,8 @@ class OrbitTrainer:
         if config.gradient_checkpointing:
             unet_: Any = unet
             unet_.enable_gradient_checkpointing()
-        self.average = [p.detach().clone() for p in self.parameters]
+        self.average = [p.detach().clone() for p in self.parameters] if config.ema_decay else []
+        self.gradient_norm = torch.zeros((), device=self.device)  # before it was clipped
         self.optimiser = torch.optim.AdamW(
             self.parameters,
             lr=config.learning_rate,
@@ -140,42 +149,55 @@ class OrbitTrainer:
     def update(self, source: OrbitSource) -> Tensor:  # []
         """One step on a batch of the source; the mean loss of this process, not synchronised."""
         config = self.config
-        part = config.batch_size // (config.accumulate * self.world)
+        number = (config.seed * SEED_STRIDE + self.step) % 2**63
+        generator = torch.Generator(self.device).manual_seed(number)
+        rows = source.draw(config.batch_size, generator)
+        size = config.batch_size // (config.accumulate * self.world)
+        draw: NoiseDraw | None = None  # of the whole batch; the first orbits tell its shape
         total = torch.zeros((), device=self.device)
         for index in range(config.accumulate):
-            generator = self._generator(index)
-            loss = self.loss(source.batch(part, generator), generator).mean() / config.accumulate
+            start = (self.rank * config.accumulate + index) * size
+            part = slice(start, start + size)
+            batch = source.load(rows[part], self.device)
+            if draw is None:
+                shape = torch.Size((config.batch_size, *batch.latents.shape[1:]))
+                draw = draw_noise(shape, config.noise, generator)
+            loss = self.loss(batch, draw.part(part)).mean() / config.accumulate
             loss.backward()
             total += loss.detach()
         if self.world > 1:
-            for parameter in self.parameters:
-                torch.distributed.all_reduce(parameter.grad, torch.distributed.ReduceOp.AVG)
+            average_gradients(self.parameters, self.world)
         for group in self.optimiser.param_groups:
             group["lr"] = config.rate(self.step)
-        nn.utils.clip_grad_norm_(self.parameters, config.clip_gradient)
+        self.gradient_norm = nn.utils.clip_grad_norm_(self.parameters, config.clip_gradient)
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
         self.step += 1
-        # the average of a young run forgets faster, or it would keep the random start
-        decay = min(config.ema_decay, (1 + self.step) / (10 + self.step))
-        torch._foreach_lerp_(self.average, [p.detach() for p in self.parameters], 1 - decay)
+        if self.average:
+            # the average of a young run forgets faster, or it would keep the random start
+            decay = min(config.ema_decay, (1 + self.step) / (10 + self.step))
+            torch._foreach_lerp_(self.average, [p.detach() for p in self.parameters], 1 - decay)
         return total
 
-    def loss(self, batch: OrbitBatch, generator: torch.Generator) -> Tensor:  # [B]
+    def loss(self, batch: OrbitBatch, draw: NoiseDraw) -> Tensor:  # [B]
         """The loss of each orbit of a batch."""
-        config = self.config
-        half = config.precision == "bfloat16"
-        with torch.autocast(self.device.type, torch.bfloat16) if half else nullcontext():
+        with self.arithmetic():
             return orbit_loss(
                 self.unet,
                 batch.latents,
-                self._tokens(batch),
-                draw_noise(batch.latents.shape, config.noise, generator),
-                config.fps_id,
-                config.motion_bucket_id,
+                self.tokens(batch),
+                draw,
+                self.config.fps_id,
+                self.config.motion_bucket_id,
             )
 
-    def _tokens(self, batch: OrbitBatch) -> Tensor:  # [B, 1, C]
+    def arithmetic(self) -> AbstractContextManager[object]:
+        """The precision that the networks work in."""
+        half = self.config.precision == "bfloat16"
+        return torch.autocast(self.device.type, torch.bfloat16) if half else nullcontext()
+
+    def tokens(self, batch: OrbitBatch) -> Tensor:  # [B, 1, C]
+        """What the UNet is told of the pictures: given, or from the encoder that learns."""
         if self.image_encoder is None:
             if batch.tokens is None:
                 raise ValueError("the image encoder does not learn, so batches must have tokens")
@@ -185,14 +207,12 @@ class OrbitTrainer:
         encoder: Any = self.image_encoder
         return encoder(pixel_values=clip_pixels(batch.pictures)).image_embeds[:, None]
 
-    def _generator(self, part: int) -> torch.Generator:
-        number = (self.config.seed * SEED_STRIDE + self.step) * SEED_STRIDE
-        number += part * self.world + self.rank
-        return torch.Generator(self.device).manual_seed(number % 2**63)
-
     def swap_average(self) -> None:
-        """Exchange weights and their moving averages; calling it twice changes nothing."""
-        for parameter, average in zip(self.parameters, self.average, strict=True):
+        """Exchange weights and their moving averages; calling it twice changes nothing.
+
+        Without averages it does nothing: the weights themselves are the result.
+        """
+        for parameter, average in zip(self.parameters, self.average, strict=bool(self.average)):
             kept = parameter.detach().clone()
             parameter.data.copy_(average)
             average.copy_(kept)

@@ -1,4 +1,4 @@
-"""Orbits in memory, encoded once, from which training draws any batch."""
+"""Orbits, encoded once, from which training draws any batch; memory-mapped ones need no memory."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..progress import Progress, silent
 from .conditioning import clip_pixels
 from .training import OrbitBatch
 
-ENCODE_PICTURES = 256  # that go through the encoder at a time
+ENCODE_PIXELS = 2**22  # that go through an encoder at a time: 16 pictures of 512 px, 256 of 128
 
 
 class EncodedOrbits:
@@ -40,21 +40,26 @@ class EncodedOrbits:
     def __len__(self) -> int:
         return len(self.latents)
 
-    def batch(self, size: int, generator: torch.Generator) -> OrbitBatch:
-        """`size` orbits with repetition, turned so that a random frame comes first."""
-        device, frames = self.latents.device, self.latents.shape[1]
+    def draw(self, count: int, generator: torch.Generator) -> Tensor:  # [count, 2]
+        """Numbers of orbits, with repetition, and of the frame that comes first in each."""
         here = generator.device
-        chosen = torch.randint(len(self), (size,), generator=generator, device=here).to(device)
-        front = torch.zeros(size, dtype=torch.int64, device=here)
+        rows = torch.zeros(count, 2, dtype=torch.int64, device=here)
+        rows[:, 0] = torch.randint(len(self), (count,), generator=generator, device=here)
         if self.random_front:
-            front = torch.randint(frames, (size,), generator=generator, device=here)
-        front = front.to(device)
-        order = (front[:, None] + torch.arange(frames, device=device)) % frames
-        latents = self.latents[chosen[:, None], order].to(here)
+            frames = self.latents.shape[1]
+            rows[:, 1] = torch.randint(frames, (count,), generator=generator, device=here)
+        return rows
+
+    def load(self, rows: Tensor, device: torch.device) -> OrbitBatch:
+        """The orbits of rows [B, 2] as `draw` makes them."""
+        home, frames = self.latents.device, self.latents.shape[1]
+        chosen, front = rows.to(home).unbind(1)
+        order = (front[:, None] + torch.arange(frames, device=home)) % frames
+        latents = self.latents[chosen[:, None], order].to(device)
         if self.tokens is not None:
-            return OrbitBatch(latents, tokens=self.tokens[chosen, front].to(here).float())
+            return OrbitBatch(latents, tokens=self.tokens[chosen, front].to(device).float())
         assert self.pictures is not None
-        pictures = self.pictures[chosen, front].to(here)
+        pictures = self.pictures[chosen, front].to(device)
         return OrbitBatch(latents, pictures=pictures.float() / 255)
 
 
@@ -66,8 +71,9 @@ def encode_latents(
     parameter = next(vae.encoder.parameters())
     flat = pictures.flatten(0, 1)
     made = []
-    for start in range(0, len(flat), ENCODE_PICTURES):
-        part = flat[start : start + ENCODE_PICTURES].to(parameter.device)
+    at_once = max(1, ENCODE_PIXELS // flat[0, ..., 0].numel())
+    for start in range(0, len(flat), at_once):
+        part = flat[start : start + at_once].to(parameter.device)
         part = part.movedim(-1, 1).to(parameter.dtype) / 127.5 - 1
         made.append(vae.encoder(part)[:, :4].to(pictures.device, torch.float16))
         progress(start + len(part), len(flat), text="encoding")
@@ -82,8 +88,9 @@ def encode_tokens(
     parameter = next(image_encoder.parameters())
     flat = pictures.flatten(0, 1)
     made = []
-    for start in range(0, len(flat), ENCODE_PICTURES):
-        part = flat[start : start + ENCODE_PICTURES].to(parameter.device).float() / 255
+    at_once = max(1, ENCODE_PIXELS // flat[0, ..., 0].numel())
+    for start in range(0, len(flat), at_once):
+        part = flat[start : start + at_once].to(parameter.device).float() / 255
         pixels = clip_pixels(part).to(parameter.dtype)
         made.append(image_encoder(pixel_values=pixels).image_embeds.to(pictures.device).half())
         progress(start + len(part), len(flat), text="encoding")

@@ -6,7 +6,7 @@ V3D never released its training code; noise, weights and dropout here are those 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -55,6 +55,10 @@ class NoiseDraw:
     cond_noise: Tensor
     keep_token: Tensor
     keep_latent: Tensor
+
+    def part(self, orbits: slice) -> NoiseDraw:
+        """Those of some orbits of the batch."""
+        return NoiseDraw(**{f.name: getattr(self, f.name)[orbits] for f in fields(self)})
 
 
 def draw_noise(shape: torch.Size, config: NoiseConfig, generator: torch.Generator) -> NoiseDraw:

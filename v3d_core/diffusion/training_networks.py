@@ -1,4 +1,4 @@
-"""Networks of SVD's architecture with random weights, to train from scratch."""
+"""Networks to train: from weight files, or of SVD's architecture with random weights."""
 
 from __future__ import annotations
 
@@ -7,9 +7,34 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .checkpoint import ModelPart, read_part
 from .diffusers_backend import build_image_encoder, build_unet, build_vae
 from .diffusers_configs import identity_quant_conv
 from .layout import ClipShape, UNetShape, VaeShape
+
+
+def load_network(part: ModelPart, dtype: torch.dtype = torch.float32) -> Any:
+    """A network with the weights of a file, on the CPU, not learning."""
+    state = read_part(part, "diffusers", dtype)
+    if isinstance(part.shape, UNetShape):
+        network = build_unet(part.shape)
+    elif isinstance(part.shape, VaeShape):
+        network = build_vae(part.shape)
+        state |= {name: t.to(dtype) for name, t in identity_quant_conv(part.shape).items()}
+    else:
+        network = build_image_encoder(part.shape)
+    network.load_state_dict(state, strict=True, assign=True)
+    return network.eval().requires_grad_(False)
+
+
+def halve_frozen_layers(network: nn.Module) -> None:
+    """Linear and convolution layers that do not learn in bfloat16: half the memory.
+
+    Autocast makes the same copies of them at every step, so results stay equal to the bit.
+    """
+    for module in network.modules():
+        if isinstance(module, (nn.Linear, nn.Conv2d, nn.Conv3d)):
+            module.to(torch.bfloat16)
 
 
 def new_unet(shape: UNetShape, seed: int) -> Any:
