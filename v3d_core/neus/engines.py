@@ -11,7 +11,8 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable
-from typing import Generic, NamedTuple, TypeVar
+from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import torch
 
@@ -26,7 +27,8 @@ logger = logging.getLogger(__name__)
 Task = TypeVar("Task", bound=Callable)
 
 
-class Engine(NamedTuple, Generic[Task]):
+@dataclass(frozen=True)
+class Engine(Generic[Task]):
     """Something that fulfils a task's contract."""
 
     name: str
