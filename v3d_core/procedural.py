@@ -74,8 +74,13 @@ def render_object(
     supersample: int = 3,
     names: Sequence[str] = (),
 ) -> Views:
-    """Pictures and masks of an analytic object (the demo robot by default); see `render_maps`."""
-    maps = render_maps(cameras, shape, supersample=supersample)
+    """Pictures and masks of an analytic object (the demo robot by default); see `render_maps`.
+
+    Here `supersample` may be even: pictures need no ray through the pixel centre.
+    """
+    if supersample < 1:
+        raise ValueError(f"render_object: supersample must be positive, got {supersample}")
+    maps = _render_views(cameras, shape, supersample)
     return Views(maps.colours, maps.alphas, cameras, tuple(names))
 
 
@@ -95,6 +100,10 @@ def render_maps(
     """
     if supersample < 1 or supersample % 2 == 0:
         raise ValueError(f"render_maps: supersample must be odd and positive, got {supersample}")
+    return _render_views(cameras, shape, supersample)
+
+
+def _render_views(cameras: Cameras, shape: AnalyticObject | None, supersample: int) -> ObjectMaps:
     shape = demo_robot() if shape is None else shape
     views = [
         _render_view(cameras.camera_to_world[i], cameras.K[i], cameras, shape, supersample)
@@ -188,7 +197,7 @@ def _render_view(
     normals = points.new_zeros(len(depth), 3)
     normals[hit] = _normals(shape, points)
     light = points.new_zeros(len(depth), 3)
-    light[hit] = _shade(shape.albedo(points), normals[hit])
+    light[hit] = shade(shape.albedo(points), normals[hit])
 
     per_pixel = (len(rows), supersample**2)
     hits = hit.reshape(per_pixel).sum(dim=1)
@@ -273,7 +282,11 @@ def _normals(shape: AnalyticObject, points: Tensor) -> Tensor:  # [N, 3]
     return torch.nn.functional.normalize(torch.as_tensor(gradient), dim=-1)
 
 
-def _shade(albedo: Tensor, normals: Tensor) -> Tensor:  # [N, 3] sRGB, [N, 3] -> [N, 3] linear
+def shade(
+    albedo: Tensor,  # [N, 3]
+    normals: Tensor,  # [N, 3]
+) -> Tensor:  # [N, 3]
+    """Light that a matt surface sends to every camera: sRGB base colours to linear light in [0, 1]."""
     light = AMBIENT + SKY * normals[:, 1]
     for strength, towards in LIGHTS:
         direction = torch.nn.functional.normalize(normals.new_tensor(towards), dim=0)

@@ -13,7 +13,7 @@ from v3d_core.cameras import Orbit, orbit_cameras
 from v3d_core.demo_object import sphere_object
 from v3d_core.formats.views import save_views
 from v3d_core.images import linear_to_srgb
-from v3d_core.procedural import _shade, render_object
+from v3d_core.procedural import render_object, shade
 
 SIZE, RADIUS = 96, 0.6
 
@@ -63,7 +63,7 @@ def test_the_asset_has_the_colours_of_the_object_at_its_places(finished):
 
 def srgb_of_lit(albedo, normals):
     """What the pictures show at places of the ball."""
-    return linear_to_srgb(_shade(albedo, normals)).clamp(0, 1)
+    return linear_to_srgb(shade(albedo, normals)).clamp(0, 1)
 
 
 def test_pictures_and_report_tell_of_the_texture(finished):

@@ -1,0 +1,1 @@
+"""Training of orbit models: objects to learn from, and what they look like."""
