@@ -29,6 +29,7 @@ class V3DLoadViews(io.ComfyNode):
             node_id="V3DLoadViews",
             display_name="V3D Load Views",
             category="3d/V3D",
+            has_intermediate_output=True,
             description="Loads frames with their cameras: a folder with a transforms.json, a folder"
             " of plain frames, or the demo orbit that comes with this pack.",
             search_aliases=[

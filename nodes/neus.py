@@ -44,6 +44,7 @@ class V3DFitNeuS(io.ComfyNode):
             node_id="V3DFitNeuS",
             display_name="V3D Fit NeuS",
             category="3d/V3D",
+            has_intermediate_output=True,
             description="Fits a closed surface (a signed-distance field with colours) to posed "
             "views of one object. Shows its normals while it grows; Cancel stops it at once, "
             "Finish now keeps what there is.",

@@ -144,6 +144,7 @@ class V3DOrbitCameras(io.ComfyNode):
             node_id="V3DOrbitCameras",
             display_name="V3D Orbit Cameras",
             category="3d/V3D",
+            has_intermediate_output=True,
             description="The cameras that a full turn of frames was made with. Connect them with "
             "the frames to V3D Posed Views.",
             search_aliases=["orbit", "turntable", "camera poses", "sv3d cameras", "multiview"],

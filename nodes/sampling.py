@@ -160,6 +160,7 @@ class V3DSampleOrbit(io.ComfyNode):
             node_id="V3DSampleOrbit",
             display_name=NAME,
             category="3d/V3D",
+            has_intermediate_output=True,
             description="Turns a camera around the object of one picture: 18 frames with their "
             "cameras, ready for V3D Fit Splat. Shows the orbit while it samples.",
             search_aliases=["image to 3d", "multiview", "orbit", "turntable", "novel views", "svd"],

@@ -43,6 +43,7 @@ class V3DFitSplat(io.ComfyNode):
             node_id="V3DFitSplat",
             display_name="V3D Fit Splat",
             category="3d/V3D",
+            has_intermediate_output=True,
             description="Fits a 3D Gaussian splat to posed views of one object. Shows the splat "
             "while it grows; Cancel stops it at once, Finish now keeps what there is.",
             search_aliases=["gaussian splatting", "3dgs", "train splat", "images to splat", "ply"],
@@ -239,6 +240,7 @@ class V3DRenderSplat(io.ComfyNode):
             node_id="V3DRenderSplat",
             display_name="V3D Render Splat",
             category="3d/V3D",
+            has_intermediate_output=True,
             description="Renders a splat from every camera exactly as it was fitted: sRGB, all "
             "spherical harmonics, the centre of pixels where V3D puts it. For scores and for "
             "pictures to work on; core's Render Splat is for turntables and styles.",

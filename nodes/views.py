@@ -27,6 +27,7 @@ class V3DPosedViews(io.ComfyNode):
             node_id="V3DPosedViews",
             display_name="V3D Posed Views",
             category="3d/V3D",
+            has_intermediate_output=True,
             description="Joins frames with the cameras that made them and finds the object in each:"
             " by alpha, by masks, or by the flat background.",
             search_aliases=["multiview", "pose images", "attach cameras", "views"],
