@@ -52,6 +52,10 @@ _CONTENTS = {
     # stage: splats to mesh
     "mesh.config": ("SplatMeshConfig",),
     "mesh.from_splats": ("mesh_from_splats",),
+    # orbits to train on
+    "training.mesh_orbits": ("MeshOrbitConfig", "render_mesh_orbit"),
+    "training.orbit_data": ("MeshFiles", "OrbitDataConfig", "ProceduralObjects", "make_orbit_data"),
+    "training.shards": ("OrbitShards", "ShardWriter"),
     # pictures to orbits on disk
     "generate": ("ModelSource", "PictureJob", "PictureOutcome", "plan_jobs", "sample_pictures"),
     # files

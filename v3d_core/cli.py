@@ -25,6 +25,8 @@ from .cli_shared import (
     progress_bar,
     shown_options,
 )
+from .cli_train import add_train_command
+from .cli_train_data import add_train_data_command
 from .formats.ply import write_splat_ply
 from .formats.views import has_split
 from .generate import BAD_INPUT
@@ -108,6 +110,10 @@ def build_parser() -> argparse.ArgumentParser:
     add_convert_command(commands)
 
     add_refine_commands(commands)
+
+    add_train_data_command(commands)
+
+    add_train_command(commands)
 
     add_env_command(commands)
 

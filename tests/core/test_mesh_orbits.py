@@ -331,7 +331,32 @@ def test_impossible_settings_are_refused(settings, complaint):
         MeshOrbitConfig(**settings)
 
 
-def test_an_object_of_one_point_is_refused():
+def test_objects_that_cannot_be_seen_are_refused():
     point = part(torch.ones(3, 3), [[0, 1, 2]])
     with pytest.raises(ValueError, match="single point"):
         orbit_of([point])
+    line = part([[0, 0, 0], [1, 0, 0], [2, 0, 0]], [[0, 1, 2]])
+    with pytest.raises(ValueError, match="no area or are transparent"):
+        orbit_of([line])
+    with pytest.raises(ValueError, match="no area or are transparent"):
+        orbit_of([quad(opacity=0.0, alpha="blend")])
+
+
+def test_cancelling_inside_a_view_stops_there(monkeypatch):
+    from v3d_core.training import mesh_orbits
+
+    monkeypatch.setattr(mesh_orbits, "RAYS_AT_ONCE", 512)
+    calls = []
+
+    class Stopped(Exception):
+        pass
+
+    def progress(step, total, preview=None, text=""):
+        calls.append((step, total))
+        if len(calls) == 3:
+            raise Stopped
+
+    parts = [MaterialPart(samples.coloured_mesh(), Material())]
+    with pytest.raises(Stopped):
+        render_mesh_orbit(parts, MeshOrbitConfig(size=64, supersample=2), progress=progress)
+    assert calls == [(0, 18)] * 3

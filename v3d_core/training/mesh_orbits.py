@@ -74,20 +74,26 @@ def render_mesh_orbit(
         config: See `MeshOrbitConfig`.
         azimuth_deg: Turn of the object about +Y before anything else, +Z towards +X.
         device: Where to cast rays.
-        progress: Called after every view; raising inside it cancels.
+        progress: Called after every view and within it; raising inside it cancels.
 
     Returns:
         Straight sRGB and coverage; black where nothing is. [V, S, S, 4] uint8
 
     Raises:
-        ValueError: The object is a single point, or has more than `MOST_FACES` faces.
+        ValueError: The object is a single point, no view sees any of it, or it has more than
+            `MOST_FACES` faces.
     """
     scene = _Scene(parts, config, azimuth_deg, torch.device(device))
     frames = []
     for view in range(config.orbit.num_views):
-        frames.append(scene.picture(view))
+        frames.append(scene.picture(view, progress))
         progress(view + 1, config.orbit.num_views)
-    return torch.stack(frames).cpu()
+    orbit = torch.stack(frames).cpu()
+    if not bool(orbit[..., 3].any()):
+        raise ValueError(
+            "no view sees any of the object: its faces have no area or are transparent"
+        )
+    return orbit
 
 
 class _Scene:
@@ -128,7 +134,7 @@ class _Scene:
         self._uvs = torch.cat([_uvs(part) for part in parts]).to(device)
         self._texels_per_unit = self._texel_density()
 
-    def picture(self, view: int) -> Tensor:  # [S, S, 4] uint8
+    def picture(self, view: int, progress: Progress) -> Tensor:  # [S, S, 4] uint8
         """One frame, on the scene's device."""
         size, samples = self._config.size, self._config.supersample
         frame = torch.zeros(size, size, 4, dtype=torch.uint8, device=self._device)
@@ -146,6 +152,7 @@ class _Scene:
             alpha = to_uint8(cover / samples**2)[..., None]
             rgba = torch.cat([to_uint8(colour), alpha], dim=-1)
             frame[first:last, left:right] = torch.where(alpha > 0, rgba, 0)
+            progress(view, self._config.orbit.num_views)
         return frame
 
     def _rows_at_once(self, rays_of_row: int) -> int:

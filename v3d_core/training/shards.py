@@ -137,7 +137,7 @@ class ShardWriter:
         if name in self.names:
             raise ValueError(f"{name}: this object is in {self.folder} already")
         self.names.add(name)
-        self._waiting.append((name, [self._threads.submit(_png, f) for f in frames.numpy()]))
+        self._waiting.append((name, [self._threads.submit(_png, f) for f in frames.cpu().numpy()]))
         while len(self._waiting) > WAITING:
             self._take_encoded()
         if len(self._done) >= self._shard_objects:
