@@ -26,6 +26,7 @@ log = logging.getLogger("V3D")
 
 _Value = TypeVar("_Value")
 
+TEXT_EVENT = "v3d.text"
 TEXT_INTERVAL_S = 0.25  # a line under the node that changes faster cannot be read
 PREVIEW_INTERVAL_S = 0.5  # at least this long between two pictures
 PREVIEW_SHARE = 0.1  # of the time may go into rendering pictures nobody keeps
@@ -123,10 +124,19 @@ def picture_from_tensor(image: Tensor) -> Image.Image:  # [H, W, 3] in [0, 1]
 
 
 def show_text(text: str) -> None:
-    """Put a line of text under the node that runs now."""
+    """Put a line of text under the node that runs now.
+
+    The front end (1.45) looks for the node "12:5" of a subgraph in a way that fails whenever a
+    subgraph is open, with an error in the browser's console: web/progress_text.js shows those.
+    """
     running, server = get_executing_context(), getattr(PromptServer, "instance", None)
-    if running is not None and server is not None:
+    if running is None or server is None:
+        return
+    if ":" not in str(running.node_id):
         server.send_progress_text(text, running.node_id)
+        return
+    message = {"prompt_id": running.prompt_id, "node_id": str(running.node_id), "text": text}
+    server.send_sync(TEXT_EVENT, message, server.client_id)
 
 
 def tell(name: str, message: str) -> None:
