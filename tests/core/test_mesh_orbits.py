@@ -309,6 +309,33 @@ def test_plain_colours_of_every_format_are_kept(tmp_path):
     assert colours_of("bare.stl") == {(178, 178, 178)}
 
 
+def test_parts_of_a_scene_keep_their_places_and_textures(tmp_path):
+    # the same square twice in one file, moved to either side, each with a picture of its own
+    scene = trimesh.Scene()
+    for name, x, colour in (("left", -1.0, (200, 0, 0)), ("right", 1.0, (0, 0, 200))):
+        square = quad().surface
+        material = trimesh.visual.material.PBRMaterial(
+            baseColorTexture=Image.new("RGB", (4, 4), colour), baseColorFactor=[1.0, 1.0, 1.0, 1.0]
+        )
+        uvs = np.array([[0.0, 0], [1, 0], [1, 1], [0, 1]])
+        visual = trimesh.visual.TextureVisuals(uv=uvs, material=material)
+        mesh = trimesh.Trimesh(
+            square.vertices.numpy(), square.faces.numpy(), visual=visual, process=False
+        )
+        place = trimesh.transformations.translation_matrix([x, 0, 0])
+        scene.add_geometry(mesh, node_name=name, geom_name=name, transform=place)
+    scene.export(tmp_path / "pair.glb")
+    parts = read_material_parts(tmp_path / "pair.glb")
+    assert len(parts) == 2 and len({id(p.material.picture) for p in parts}) == 2
+    frames = orbit_of(parts, size=96)
+    reds, blues = (seen_area(frames, c) for c in ([200, 0, 0], [0, 0, 200]))
+    assert float(reds[0]) == pytest.approx(float(blues[0])) and float(reds[0]) > 400
+    columns = [frames[0, 48, :, k].nonzero().flatten() for k in (0, 2)]
+    assert int(columns[0].max()) < 48 < int(columns[1].min())  # +X is on the right
+    columns = [frames[9, 48, :, k].nonzero().flatten() for k in (0, 2)]
+    assert int(columns[1].max()) < 48 < int(columns[0].min())
+
+
 def test_random_azimuths_belong_to_name_and_seed():
     angles = [random_azimuth(f"object {k}", 0) for k in range(4000)]
     assert all(0 <= a < 360 for a in angles)
