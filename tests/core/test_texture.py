@@ -11,7 +11,7 @@ from v3d_core import backends
 from v3d_core.cameras import Orbit, camera_rays, orbit_cameras
 from v3d_core.images import composite
 from v3d_core.mesh import texture_checks
-from v3d_core.mesh.bake import SurfacePoints
+from v3d_core.mesh.bake import LEAST_WEIGHT, SurfacePoints, blend_views, look_up, may_show
 from v3d_core.mesh.harmonise import view_gains
 from v3d_core.mesh.refine import blend_texture, chosen_views, refine_texture
 from v3d_core.mesh.texels import find_texels
@@ -108,6 +108,34 @@ def test_views_that_agree_keep_their_exposure_and_others_are_evened_out(scene):
     torch.testing.assert_close(gains.mean(dim=0), torch.ones(3), atol=1e-4, rtol=0)
     product = gains * truth
     assert float((product / product.mean(dim=0) - 1).abs().max()) < 0.03
+
+
+@pytest.mark.parametrize("radius", [0.4, 2.0])  # among the faces, and far from them
+def test_faces_that_are_left_out_of_the_blend_show_nothing(radius):
+    generator = torch.Generator().manual_seed(int(10 * radius))
+    corners = torch.rand(400, 1, 3, generator=generator) - 0.5
+    corners = corners + 0.2 * torch.rand(400, 3, 3, generator=generator)
+    queries = MeshQueries(corners.reshape(-1, 3), torch.arange(1200).view(-1, 3))
+    normals = face_normals(queries)
+    share = torch.rand(4000, 3, generator=generator)
+    face = torch.arange(4000) % 400
+    share = (share / share.sum(-1, keepdim=True))[..., None]
+    points = SurfacePoints((share * corners[face]).sum(1), normals[face])
+    cameras = orbit_cameras(Orbit(num_views=5, radius=radius, elevation_deg=20.0), 40, 40)
+    masks = (torch.rand(5, 40, 40, generator=generator) < 0.5).float()
+    views = Views(torch.rand(5, 40, 40, 3, generator=generator), masks, cameras)
+    maps = [look(queries, normals, cameras[v], masks[v], SMALL) for v in range(5)]
+    colours, weights = torch.zeros(4000, 3), torch.zeros(4000)
+    for v in range(5):
+        coloured, weight = look_up(points, cameras[v], views.images[v], maps[v])
+        shown = may_show(corners, cameras[v], maps[v])
+        assert not bool(weight[~shown[face]].any()) and 0 < int(shown.sum()) < 300
+        colours += coloured
+        weights += weight
+    assert int((weights > LEAST_WEIGHT).sum()) > 100
+    found = blend_views(points, face, corners, views, maps)
+    assert torch.equal(found[1], weights)
+    assert torch.equal(found[0], colours / weights.clamp_min(1e-12)[:, None])
 
 
 def test_what_no_view_sees_is_marked_and_filled(scene):

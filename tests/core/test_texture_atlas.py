@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from mesh_samples import cube, quads, square
 
+from v3d_core.mesh import atlas_links
 from v3d_core.mesh.atlas_links import link_texels, seam_edges, seam_rows
 from v3d_core.mesh.bake import SurfacePoints
 from v3d_core.mesh.fill import cell_means, fill_unseen
@@ -132,6 +133,25 @@ def test_links_are_a_quadratic_form_that_only_constants_leave_at_zero():
     # one constant for the whole surface: seams join the six charts
     assert float(eigenvalues[0].abs()) < 1e-5 and float(eigenvalues[1]) > 1e-4
     torch.testing.assert_close(some.sum(1), torch.zeros(len(some)).double(), atol=1e-5, rtol=0)
+
+
+def test_links_among_some_texels_are_their_part_of_the_matrix():
+    mesh = cube()
+    texels = find_texels(mesh, 20, 20)
+    links = link_texels(mesh, texels, 0.3, 2.0)
+    some = texels.index[torch.rand(len(texels), generator=torch.Generator().manual_seed(6)) < 0.3]
+    part = links.among(some)(torch.eye(len(some)))
+    torch.testing.assert_close(part, links.apply(torch.eye(400))[some][:, some])
+
+
+def test_the_form_is_the_same_in_bands_of_rows(monkeypatch):
+    mesh = cube()
+    links = link_texels(mesh, find_texels(mesh, 20, 20), 0.3, 2.0)
+    values = torch.rand(400, 3, generator=torch.Generator().manual_seed(7))
+    whole = links.apply(values)
+    for texels_at_once in (1, 60, 400):
+        monkeypatch.setattr(atlas_links, "TEXELS_AT_ONCE", texels_at_once)
+        torch.testing.assert_close(links.apply(values), whole, atol=1e-6, rtol=0)
 
 
 def test_a_cube_of_six_charts_has_twelve_seams_that_meet_in_space():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +12,8 @@ from torch import Tensor
 from ..structures import Mesh
 from .taps import Taps
 from .texels import Texels, bilinear_taps, charts_of_faces
+
+TEXELS_AT_ONCE = 1 << 15  # of the atlas, 0.4 MB of colours
 
 
 @dataclass(frozen=True)
@@ -33,19 +36,61 @@ class AtlasLinks:
 
     def apply(self, values: Tensor) -> Tensor:  # [H * W, C] -> [H * W, C]
         """The form's matrix times values."""
-        height, width = len(self.across), self.down.shape[1]
-        grid = values.view(height, width, -1)
-        result = torch.zeros_like(grid)
-        step = (grid[:, 1:] - grid[:, :-1]) * (self.smoothness * self.across)[..., None]
-        result[:, 1:] += step
-        result[:, :-1] -= step
-        step = (grid[1:] - grid[:-1]) * (self.smoothness * self.down)[..., None]
-        result[1:] += step
-        result[:-1] -= step
-        result = result.view(height * width, -1)
-        if self.seams.rows and self.seam_weight:
-            self.seams.adjoint(self.seam_weight * self.seams.apply(values), result)
+        result = torch.zeros_like(values)
+        self.add(values, result)
         return result
+
+    def add(self, values: Tensor, out: Tensor) -> None:  # [H * W, C] added to [H * W, C]
+        """What `apply` returns, added to what is there."""
+        height, width = len(self.across), self.down.shape[1]
+        grid, result = values.view(height, width, -1), out.view(height, width, -1)
+        # in bands of rows, so that steps stay in the cache of a CPU
+        band = height if values.is_cuda else max(1, TEXELS_AT_ONCE // width)
+        for top in range(0, height, band):
+            rows, below = slice(top, top + band), slice(top + 1, top + band + 1)
+            step = grid[rows, 1:] - grid[rows, :-1]
+            step *= (self.smoothness * self.across[rows])[..., None]
+            result[rows, 1:] += step
+            result[rows, :-1] -= step
+            above = slice(top, min(top + band, height - 1))
+            step = grid[below] - grid[above]
+            step *= (self.smoothness * self.down[above])[..., None]
+            result[below] += step
+            result[above] -= step
+        if self.seams.rows and self.seam_weight:
+            self.seams.adjoint(self.seam_weight * self.seams.apply(values), out)
+
+    def among(self, texels: Tensor) -> Callable[[Tensor], Tensor]:
+        """The form's matrix between some texels, as a function of their values [U, C] -> [U, C].
+
+        Args:
+            texels: Their numbers, all different. [U] int64
+        """
+        height, width = len(self.across), self.down.shape[1]
+        number = torch.full((height * width,), -1, dtype=torch.int32, device=texels.device)
+        number[texels] = torch.arange(len(texels), dtype=torch.int32, device=texels.device)
+        grid = number.view(height, width)
+        ends = []
+        for linked, one, other in (
+            (self.across, grid[:, 1:], grid[:, :-1]),
+            (self.down, grid[1:], grid[:-1]),
+        ):
+            linked = linked & ((one >= 0) | (other >= 0))
+            ends.append(torch.stack([one[linked], other[linked]], dim=1))
+        # a row for each link: one end minus the other; an end that is not among them is no variable
+        index = torch.cat(ends)
+        weight = (index >= 0) * index.new_tensor([1, -1])
+        links = Taps(index.clamp_min(0).long(), weight, len(texels))
+        seams = self.seams.among(number, len(texels))
+
+        def product(values: Tensor) -> Tensor:
+            result = torch.zeros_like(values)
+            links.adjoint(self.smoothness * links.apply(values), result)
+            if seams.rows and self.seam_weight:
+                seams.adjoint(self.seam_weight * seams.apply(values), result)
+            return result
+
+        return product
 
     def diagonal(self) -> Tensor:  # [H * W]
         """Of the form's matrix."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +16,7 @@ from .visibility import LEAST_COSINE, ViewMaps
 
 TEXELS_PER_BATCH = 2_000_000
 LEAST_WEIGHT = 1e-4  # of a texel that counts as seen; a pixel seen head-on weighs 1
+BOX_MARGIN_PX = 0.5  # around a face in a picture, for rounding
 DEPTH_SLACK_PX = 1.5  # how far a texel may lie beside the ray its pixel's depth was cast along
 
 
@@ -36,28 +38,66 @@ class SurfacePoints:
 
 def blend_views(
     points: SurfacePoints,
+    face: Tensor,  # [T]
+    corners: Tensor,  # [M, 3, 3]
     views: Views,
     maps: list[ViewMaps],
+    tick: Callable[[float], None] = lambda share: None,
 ) -> tuple[Tensor, Tensor]:
     """Confidence-weighted means of what the views show at places of the surface.
 
     Args:
         points: T places.
+        face: The face that each place lies in. [T] int64
+        corners: Of the faces, world units. [M, 3, 3]
         views: The pictures.
         maps: What each view sees.
+        tick: Told the finished share several times a second.
 
     Returns:
         Colours [T, 3], 0 where no view sees the place, and summed weights [T].
     """
     colours = torch.zeros_like(points.positions)
     weights = colours.new_zeros(len(colours))
-    for start in range(0, len(colours), TEXELS_PER_BATCH):
-        some = slice(start, start + TEXELS_PER_BATCH)
-        for v, seen in enumerate(maps):
+    for v, seen in enumerate(maps):
+        shown = may_show(corners, views.cameras[v], seen)
+        for start in range(0, len(colours), TEXELS_PER_BATCH):
+            some = start + shown[face[start : start + TEXELS_PER_BATCH]].nonzero()[:, 0]
             weighted, weight = look_up(points[some], views.cameras[v], views.images[v], seen)
             colours[some] += weighted
             weights[some] += weight
-    return colours / weights.clamp_min(1e-12)[:, None], weights
+            tick((v + (start + 1) / len(colours)) / len(maps))
+    colours /= weights.clamp_min(1e-12)[:, None]
+    return colours, weights
+
+
+def may_show(
+    corners: Tensor,  # [M, 3, 3]
+    camera: Cameras,
+    maps: ViewMaps,
+) -> Tensor:  # [M] bool
+    """Faces that a view may show something of; of the others `look_up` finds nothing anywhere.
+
+    They look towards the camera, and in the box around them in the picture there is a pixel that
+    counts.
+    """
+    a, b, c = corners.unbind(1)
+    normals = torch.linalg.cross(b - a, c - a)
+    towards = (camera.centres - corners) * normals[:, None]  # of each corner
+    facing = (towards.sum(-1) > 0).any(dim=-1)
+    pixels, depth = (
+        t[0].unflatten(0, (-1, 3)) for t in project_points(corners.flatten(0, 1), camera)
+    )
+    size = pixels.new_tensor([camera.width, camera.height])
+    # the first pixel that interpolation may read, and one past the last
+    first = (pixels.amin(dim=1) - 0.5 - BOX_MARGIN_PX).floor()
+    last = (pixels.amax(dim=1) - 0.5 + BOX_MARGIN_PX).floor() + 2
+    left, top = torch.minimum(first.clamp_min(0), size).long().unbind(-1)
+    right, bottom = torch.minimum(last.clamp_min(0), size).long().unbind(-1)
+    counts = F.pad((maps.weight > 0).long().cumsum(0).cumsum(1), (1, 0, 1, 0))
+    inside = counts[bottom, right] - counts[top, right] - counts[bottom, left] + counts[top, left]
+    # a face that reaches behind the camera has no box
+    return facing & ((inside > 0) | (depth <= 0).any(dim=-1))
 
 
 def look_up(

@@ -42,19 +42,22 @@ def fill_unseen(
         return colours
     start = torch.where(seen[:, None], colours, cell_means(colours, seen, points))
     tick()
-    free = torch.zeros(texels.height * texels.width, 1, device=colours.device)
-    free[texels.index] = (~seen).float()[:, None]
-    dense = colours.new_zeros(len(free), colours.shape[1])
+    dense = colours.new_zeros(texels.height * texels.width, colours.shape[1])
     dense[texels.index] = start
-    inverse = 1 / links.diagonal().clamp_min(1e-12)[:, None]
+    free = texels.index[~seen]
+    right = -links.apply(dense)[free]
+    tick()
+    among = links.among(free)  # seen texels stay, so they are no variables
+    inverse = 1 / links.diagonal()[free].clamp_min(1e-12)[:, None]
 
     def product(values: Tensor) -> Tensor:
         tick()
-        return free * links.apply(values)
+        return among(values)
 
-    right = -free * links.apply(dense)
-    dense += conjugate_gradients(product, right, inverse, torch.zeros_like(dense), MEMBRANE_STEPS)
-    return dense[texels.index]
+    start[~seen] += conjugate_gradients(
+        product, right, inverse, torch.zeros_like(right), MEMBRANE_STEPS
+    )
+    return start
 
 
 def cell_means(colours: Tensor, seen: Tensor, points: SurfacePoints) -> Tensor:  # [T, C]

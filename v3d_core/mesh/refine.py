@@ -105,11 +105,14 @@ def refine_texture(
         maps = look_from_all(queries, normals, views, config, job.stage("look"))
         require_seen(maps, views, config)
         tick = job.stage("blend")
-        texels = find_texels(mesh, config.resolution, config.resolution)
+        texels = find_texels(mesh, config.resolution, config.resolution, lambda: tick(0.1))
         tick(0.2)
         points = SurfacePoints.of(mesh, texels, normals)
         links = link_texels(mesh, texels, config.smoothness, config.seam_weight)
-        start, seen, gains, views = _start(points, views, maps, texels, links, config, tick)
+        corners = queries.vertices[mesh.faces]
+        start, seen, gains, views = _start(
+            points, corners, views, maps, texels, links, config, tick
+        )
         atlas = _dense(start, texels)
         shown = TexturePreview(mesh, queries, views.cameras[0], atlas)
         job.preview = shown.picture
@@ -207,18 +210,20 @@ def solve(
             weights = [_taken_back(atlas, p, config.robust_error) for p in pixels]
         diagonal = links.diagonal() + RIDGE
         right = RIDGE * start
+        room = torch.empty_like(start)
         for p, w in zip(pixels, weights, strict=True):
             p.taps.adjoint(w[:, None] * p.colours, right)
             p.taps.squares(w, diagonal)
 
-        def product(values: Tensor, weights: list[Tensor] = weights) -> Tensor:
+        def product(values: Tensor, weights: list[Tensor] = weights, room: Tensor = room) -> Tensor:
             nonlocal done
-            result = links.apply(values) + RIDGE * values
+            torch.mul(values, RIDGE, out=room)
+            links.add(values, room)
             for p, w in zip(pixels, weights, strict=True):
-                p.taps.adjoint(w[:, None] * p.taps.apply(values), result)
+                p.taps.adjoint(w[:, None] * p.taps.apply(values), room)
             done += 1
             tick(min(1.0, done / total))
-            return result
+            return room
 
         inverse = 1 / diagonal[:, None]
         atlas = conjugate_gradients(product, right, inverse, atlas, config.solver_steps)
@@ -243,6 +248,7 @@ def weighted_db(atlas: Tensor, pixels: list[ViewPixels]) -> float:
 
 def _start(
     points: SurfacePoints,
+    corners: Tensor,  # [M, 3, 3]
     views: Views,
     maps: list[ViewMaps],
     texels: Texels,
@@ -256,7 +262,9 @@ def _start(
         gains = view_gains(points, views, maps, torch.Generator().manual_seed(0))
         views = dataclasses.replace(views, images=views.images * gains[:, None, None])
     tick(0.4)
-    colours, weights = blend_views(points, views, maps)
+    colours, weights = blend_views(
+        points, texels.face, corners, views, maps, lambda share: tick(0.4 + 0.3 * share)
+    )
     seen = weights > LEAST_WEIGHT
     tick(0.7)
     filled = fill_unseen(colours, seen, points, texels, links, lambda: tick(0.8))

@@ -18,7 +18,8 @@ def conjugate_gradients(
     """Some steps towards the solution of a symmetric positive semi-definite system, per column.
 
     Args:
-        product: The matrix times values. [N, C] -> [N, C]
+        product: The matrix times values; it may return the same tensor, changed, every time.
+            [N, C] -> [N, C]
         right: Right-hand sides. [N, C]
         inverse_diagonal: The Jacobi preconditioner. [N, 1]
         start: Where to begin. [N, C]
@@ -28,16 +29,17 @@ def conjugate_gradients(
     residual = right - product(solution)
     scaled = inverse_diagonal * residual
     direction = scaled.clone()
-    energy = (residual * scaled).sum(dim=0)
+    room = torch.empty_like(scaled)  # large tensors made anew in every step cost more than the sums
+    energy = torch.mul(residual, scaled, out=room).sum(dim=0)
     for _ in range(steps):
         if not bool((energy > 0).any()):
             break
         image = product(direction)
-        curvature = (direction * image).sum(dim=0)
+        curvature = torch.mul(direction, image, out=room).sum(dim=0)
         length = torch.where(curvature > 0, energy / curvature.clamp_min(1e-30), 0.0)
-        solution += length * direction
-        residual -= length * image
-        scaled = inverse_diagonal * residual
-        before, energy = energy, (residual * scaled).sum(dim=0)
-        direction = scaled + (energy / before.clamp_min(1e-30)) * direction
+        solution.addcmul_(direction, length)
+        residual.addcmul_(image, -length)
+        torch.mul(inverse_diagonal, residual, out=scaled)
+        before, energy = energy, torch.mul(residual, scaled, out=room).sum(dim=0)
+        direction.mul_(energy / before.clamp_min(1e-30)).add_(scaled)
     return solution

@@ -7,6 +7,7 @@ Texels are numbered row by row.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -74,13 +75,16 @@ def require_atlas(mesh: Mesh) -> Tensor:  # [N, 2]
     return mesh.uvs.clamp(0, 1)
 
 
-def find_texels(mesh: Mesh, height: int, width: int) -> Texels:
+def find_texels(
+    mesh: Mesh, height: int, width: int, tick: Callable[[], None] = lambda: None
+) -> Texels:
     """All texels within `REACH` of a face of the atlas.
 
     Args:
         mesh: With uvs in 0..1.
         height: Of the atlas, texels.
         width: Of the atlas, texels.
+        tick: Called several times a second.
 
     Raises:
         ValueError: The uvs are missing or out of range.
@@ -94,22 +98,22 @@ def find_texels(mesh: Mesh, height: int, width: int) -> Texels:
     best = np.full(height * width, np.inf, np.float32)
     owner = np.full(height * width, -1, np.int32)
     weights = np.zeros((height * width, 3), np.float32)
-    cover = np.zeros(height * width, np.uint8)
+    cover = np.zeros(height * width, np.int32)  # faces that the centre lies in
     for faces in _batches(counts):
+        tick()
         face, texel, nearest, away = _nearest_in_faces(corners, low, high, counts, faces, width)
-        near = away <= REACH
-        face, texel, nearest, away = face[near], texel[near], nearest[near], away[near]
-        within = away <= CENTRE_INSIDE
-        cover += np.minimum(np.bincount(texel[within], minlength=len(cover)), 2).astype(np.uint8)
-        np.minimum(cover, 2, out=cover)
-        # the last of equal texels is written, so that the nearest face has to come last
-        order = np.lexsort((-face, -away))
+        np.add.at(cover, texel[away <= CENTRE_INSIDE], 1)
+        # the last of equal texels is written, so that the nearest face has to come last; faces
+        # ascend, and most texels lie in one, so that few are to be sorted
+        beside = np.flatnonzero(away > 0)
+        beside = beside[np.lexsort((-face[beside], -away[beside]))]
+        order = np.concatenate([beside, np.flatnonzero(away == 0)[::-1]])
         order = order[away[order] < best[texel[order]]]
         best[texel[order]], owner[texel[order]] = away[order], face[order]
         weights[texel[order]] = nearest[order]
     index = np.flatnonzero(owner >= 0)
     inside = best[index] <= CENTRE_INSIDE
-    shared = float((cover == 2).sum() / max(1, int(inside.sum())))
+    shared = float((cover > 1).sum() / max(1, int(inside.sum())))
     device = mesh.device
     return Texels(
         index=torch.from_numpy(index).to(device),
@@ -136,28 +140,55 @@ def _nearest_in_faces(
     faces: np.ndarray,  # [B]
     width: int,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Every texel around every face: face, texel, nearest point (weights), distance in texels."""
+    """Texels within `REACH` of faces: face, texel, nearest point (weights), distance in texels."""
     face = np.repeat(faces, counts[faces])
     ends = np.cumsum(counts[faces])
     number = np.arange(len(face)) - np.repeat(ends - counts[faces], counts[faces])
     columns = (high[face, 0] - low[face, 0]) + 1
-    x, y = low[face, 0] + number % columns, low[face, 1] + number // columns
+    rows = number // columns
+    x, y = low[face, 0] + number - rows * columns, low[face, 1] + rows
     points = np.stack([x, y], axis=-1).astype(np.float64)
-    weights, away = _nearest_weights(points, corners[face])
-    return face, y * width + x, weights.astype(np.float32), away.astype(np.float32)
+    near, weights, away = _nearest_weights(points, corners, face)
+    texel = y[near] * width + x[near]
+    return face[near], texel, weights.astype(np.float32), away.astype(np.float32)
 
 
 def _nearest_weights(
     points: np.ndarray,  # [P, 2]
-    corners: np.ndarray,  # [P, 3, 2]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Nearest point of a triangle in the plane, as weights of its corners, and its distance."""
-    a, b, c = corners[:, 0], corners[:, 1], corners[:, 2]
+    corners: np.ndarray,  # [M, 3, 2]
+    face: np.ndarray,  # [P]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Points within `REACH` of their triangles in the plane.
+
+    Returns:
+        Which they are [N], the nearest points as weights of the corners [N, 3], distances [N].
+    """
+    a, b, c = corners.swapaxes(0, 1)
     area = _cross(b - a, c - a)
     safe = np.where(area == 0, 1.0, area)
-    beta, gamma = _cross(points - a, c - a) / safe, _cross(b - a, points - a) / safe
+    offset = points - a[face]
+    beta = _cross(offset, (c - a)[face]) / safe[face]
+    gamma = _cross((b - a)[face], offset) / safe[face]
     weights = np.stack([1 - beta - gamma, beta, gamma], axis=-1)
-    away = np.where((weights.min(axis=-1) >= 0) & (area != 0), 0.0, np.inf)
+    away = np.where((weights.min(axis=-1) >= 0) & (area != 0)[face], 0.0, np.inf)
+    # a point is no nearer to a triangle than to the line of a side that it lies beyond
+    beside = np.flatnonzero(away > 0)
+    sides = np.stack([c - b, a - c, b - a], axis=1)
+    heights = np.abs(area)[:, None] / np.linalg.norm(sides, axis=-1).clip(1e-300)
+    beyond = (weights[beside] * heights[face[beside]]).min(axis=-1)
+    beside = beside[beyond >= -REACH - CENTRE_INSIDE]
+    weights[beside], away[beside] = _nearest_on_sides(points[beside], corners[face[beside]])
+    near = np.flatnonzero(away.astype(np.float32) <= REACH)
+    return near, weights[near], away[near]
+
+
+def _nearest_on_sides(
+    points: np.ndarray,  # [P, 2]
+    corners: np.ndarray,  # [P, 3, 2]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Nearest points of triangles' sides, as weights of the corners, and their distances."""
+    weights = np.zeros((len(points), 3))
+    away = np.full(len(points), np.inf)
     for i, j in ((0, 1), (1, 2), (2, 0)):
         side = corners[:, j] - corners[:, i]
         length = np.maximum((side**2).sum(-1), 1e-30)
