@@ -99,7 +99,10 @@ class MeshFiles:
         for path in paths:
             for name, file in _mesh_files(path):
                 if name in self._files:
-                    raise ValueError(f"{file} and {self._files[name]} have one name, {name}")
+                    raise ValueError(
+                        f"{self._files[name]} and {file} have one name, {name}; rename one, or "
+                        "give the folder that holds both"
+                    )
                 self._files[name] = file
         self.names: Sequence[str] = list(self._files)
 
