@@ -44,6 +44,7 @@ class Scrubber {
     this.play(false);
     const kept = node.properties?.[OPEN]; // what the user chose, saved with the workflow
     const open = kept ?? !wouldCover(node, HEIGHT);
+    node.properties[OPEN] = open; // so that it is known when the node has room for it
     this.panel = new Panel(node, KEY, this.root, open ? HEIGHT : FOLDED);
     this.lay(open);
   }

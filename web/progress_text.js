@@ -5,7 +5,7 @@ import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 import { Panel, element, nodeOf } from "./v3d_nodes.js";
 
-const HEIGHT = 42; // px of the panel: two lines
+const HEIGHT = 50; // px of the panel: three lines, more are scrolled to
 const lines = new WeakMap(); // node -> element
 
 function show({ detail }) {
@@ -13,8 +13,8 @@ function show({ detail }) {
   if (!node) return; // another workflow is open
   if (!lines.has(node)) {
     const line = element("div", {
-      font: "12px sans-serif", lineHeight: "18px", color: "var(--input-text)", overflow: "hidden",
-      width: "100%", boxSizing: "border-box", overflowWrap: "anywhere", fontVariantNumeric: "tabular-nums",
+      font: "12px sans-serif", lineHeight: "16px", color: "var(--input-text)", overflowY: "auto",
+      width: "100%", maxHeight: `${HEIGHT}px`, boxSizing: "border-box", overflowWrap: "anywhere", fontVariantNumeric: "tabular-nums",
     }, { className: "v3d-text" });
     new Panel(node, "v3d_text", line, HEIGHT);
     lines.set(node, line);
