@@ -1,7 +1,7 @@
 """Sphere tracing (Hart 1996) of objects composed of primitives, by Warp (CPU and CUDA).
 
-One pixel is one piece of work: a cone of its width goes to where the surface may begin, and from
-there its sub-samples go on as rays. Contract and
+Blocks of pixels go as one cone to where the surface may begin, from there each pixel as a cone of
+its own, and then its sub-samples as rays. Contract and
 oracle: `training/objects_sdf.py` and `procedural.render_object`.
 """
 
@@ -31,9 +31,11 @@ _Ints = wp.array(dtype=wp.int32)
 
 CAMERA = 13  # floats: centre, pixel to world (3 x 3), half diagonal of a pixel at depth 1
 MAX_STEPS = 64  # of a cone and of a ray; rays that graze a surface need them
-HIT_PIXELS = 0.03  # a ray this close to a surface has hit it, in half diagonals of a pixel
+HIT_PIXELS = 0.01  # a ray this close to a surface has hit it, in half diagonals of a pixel
 GRAZE_PIXELS = 0.5  # a ray that ran out of steps this close to a surface has hit it, too
 NORMAL_STEP = 7e-4  # world units, of the finite differences; float32 allows no smaller one
+CONE_STOP = 0.2  # a cone this share of its width from a surface stops; its rays go on by themselves
+BLOCK = 8  # pixels of a side that share one cone first
 FAR = 1e9
 
 STROKE_COUNT = 14  # of letters, see `training/objects_table.STROKES`
@@ -167,38 +169,81 @@ def _albedo(parts: _Floats, strokes: _Floats, first: int, count: int, p: wp.vec3
 
 @wp.func
 def _normal(parts: _Floats, first: int, count: int, p: wp.vec3):
-    # differences over the corners of a tetrahedron: four distances instead of six
-    h = float(NORMAL_STEP)
-    a = _scene(parts, first, count, p + wp.vec3(h, -h, -h))
-    b = _scene(parts, first, count, p + wp.vec3(-h, -h, h))
-    c = _scene(parts, first, count, p + wp.vec3(-h, h, -h))
-    d = _scene(parts, first, count, p + wp.vec3(h, h, h))
-    return wp.normalize(wp.vec3(a - b - c + d, d + c - a - b, b + d - a - c))
+    # differences over the corners of a tetrahedron: four distances instead of six, and a loop
+    # that is not unrolled, so that the compiler meets the scene once
+    total = wp.vec3(0.0, 0.0, 0.0)
+    k = wp.int32(0)
+    while k < 4:
+        x = 2.0 * float(((k + 3) >> 1) & 1) - 1.0
+        y = 2.0 * float(k >> 1) - 1.0
+        z = 2.0 * float(k & 1) - 1.0
+        corner = wp.vec3(x, y, z)
+        total = total + _scene(parts, first, count, p + float(NORMAL_STEP) * corner) * corner
+        k = k + 1
+    return wp.normalize(total)
 
 
 @wp.func
 def _march(
     parts: _Floats, first: int, count: int, origin: wp.vec3, direction: wp.vec3, start: float,
-    far: float, slope: float, spread: float, threshold: float, graze: float,
+    far: float, slope: float, spread: float, near_enough: float, last_chance: float,
 ):  # fmt: skip
-    # depth where a cone of radius spread * depth meets the surface; FAR for a miss
-    speed = slope / (wp.length(direction) + spread)
+    # depth up to which a cone of radius spread * depth is free; FAR if it meets nothing. It stops
+    # within near_enough * depth, or out of steps within last_chance * depth.
+    speed = 1.0 / (wp.length(direction) + spread)
     z = start
     found = float(FAR)
     free = float(FAR)
     steps = wp.int32(0)
     while steps < MAX_STEPS:
-        free = _scene(parts, first, count, origin + z * direction) - z * spread
-        if free < threshold * z:
-            found = z
+        free = slope * _scene(parts, first, count, origin + z * direction) - z * spread
+        if free < near_enough * z:
+            found = z + wp.max(free, 0.0) * speed
             break
         z = z + free * speed
         if z > far:
             break
         steps = steps + 1
-    if steps == MAX_STEPS and free < graze * z:
+    if steps == MAX_STEPS and free < last_chance * z:
         found = z
     return found
+
+
+@wp.func
+def _cone(
+    parts: _Floats, first: int, count: int, bound: float, cameras: _Floats, camera: int, x: float,
+    y: float, start: float, slope: float, spread: float,
+):  # fmt: skip
+    # depth up to which the cone about pixel position x, y is free, and where it leaves the ball
+    # around the object; FAR if it meets nothing
+    origin = vector(cameras, camera)
+    direction = _direction(cameras, camera, x, y)
+    square = wp.dot(direction, direction)
+    middle = -wp.dot(origin, direction) / square
+    away = wp.length(origin + middle * direction)
+    reach = bound + spread * (wp.length(origin) + bound)
+    found = float(FAR)
+    far = float(FAR)
+    if away < reach:
+        half = wp.sqrt((reach * reach - away * away) / square)
+        far = middle + half
+        near = wp.max(middle - half, 1.0e-3)
+        found = _march(
+            parts, first, count, origin, direction, wp.max(near, start), far, slope, spread,
+            CONE_STOP * spread, FAR,
+        )  # fmt: skip
+    return found, far
+
+
+@wp.func
+def _direction(cameras: _Floats, camera: int, x: float, y: float):
+    # of unit depth, through a pixel position
+    at = camera + 3
+    return wp.vec3(
+        cameras[at] * x + cameras[at + 1] * y + cameras[at + 2],
+        cameras[at + 3] * x + cameras[at + 4] * y + cameras[at + 5],
+        cameras[at + 6] * x + cameras[at + 7] * y + cameras[at + 8],
+    )
 
 
 @wp.func
@@ -222,51 +267,63 @@ def _byte(linear: float):
 
 
 @wp.kernel(enable_backward=False)
+def approach(
+    first: int, stride: int, views: int, blocks: int, slope: float, most_parts: int, counts: _Ints,
+    bounds: _Floats, parts: _Floats, cameras: _Floats, starts: _Floats,
+):  # fmt: skip
+    """Blocks `first`, `first + stride`, ... of [N, V, blocks, blocks]: depth up to which all is free."""
+    item = first + wp.tid() * stride
+    x = (float(item % blocks) + 0.5) * float(BLOCK)
+    y = (float((item / blocks) % blocks) + 0.5) * float(BLOCK)
+    view = (item / (blocks * blocks)) % views
+    index = item / (blocks * blocks * views)
+    camera = view * CAMERA
+    found, _ = _cone(
+        parts, index * most_parts * RECORD, counts[index], bounds[index], cameras, camera, x, y,
+        0.0, slope, cameras[camera + 12] * float(BLOCK),
+    )  # fmt: skip
+    starts[item] = found
+
+
+@wp.kernel(enable_backward=False)
 def render(
     first: int, stride: int, views: int, size: int, samples: int, slope: float, most_parts: int,
     counts: _Ints, bounds: _Floats, parts: _Floats, strokes: _Floats, cameras: _Floats,
-    lights: _Floats, lamps: int, pictures: _Ints,
+    lights: _Floats, lamps: int, starts: _Floats, pictures: _Ints,
 ):  # fmt: skip
-    """Pixels `first`, `first + stride`, ... of [N, V, size, size]: RGBA in one integer each."""
+    """Pixels `first`, `first + stride`, ... of [N, V, size, size], block by block.
+
+    Each is one integer, RGBA from the lowest byte on; blocks reach over the pictures' edges.
+    """
     item = first + wp.tid() * stride
-    column = item % size
-    row = (item / size) % size
-    view = (item / (size * size)) % views
-    index = item / (size * size * views)
-
-    c = view * CAMERA
-    origin = wp.vec3(cameras[c], cameras[c + 1], cameras[c + 2])
-    to_world = wp.mat33(
-        cameras[c + 3], cameras[c + 4], cameras[c + 5],
-        cameras[c + 6], cameras[c + 7], cameras[c + 8],
-        cameras[c + 9], cameras[c + 10], cameras[c + 11],
-    )  # fmt: skip
-    spread = cameras[c + 12]
-    count = counts[index]
-    bound = bounds[index]
-    base = index * most_parts * RECORD
-
-    # the ball around the object: depths at which the pixel's cone may be inside
-    centre = to_world * wp.vec3(float(column) + 0.5, float(row) + 0.5, 1.0)
-    square = wp.dot(centre, centre)
-    middle = -wp.dot(origin, centre) / square
-    away = wp.length(origin + middle * centre)
-    reach = bound + spread * (wp.length(origin) + bound)
-    pictures[item] = 0
-    if away < reach:
-        half = wp.sqrt((reach * reach - away * away) / square)
-        near = wp.max(middle - half, 1.0e-3)
-        far = middle + half
-        start = _march(
-            parts, base, count, origin, centre, near, far, slope, spread, 0.1 * spread, spread
-        )
+    block = item / (BLOCK * BLOCK)
+    inside = item % (BLOCK * BLOCK)
+    blocks = (size + BLOCK - 1) / BLOCK
+    column = (block % blocks) * BLOCK + inside % BLOCK
+    row = ((block / blocks) % blocks) * BLOCK + inside / BLOCK
+    picture = block / (blocks * blocks)
+    index = picture / views
+    if column < size and row < size:
+        colour = wp.int32(0)
+        camera = (picture % views) * CAMERA
+        spread = cameras[camera + 12]
+        count = counts[index]
+        base = index * most_parts * RECORD
+        start = starts[block]
+        far = float(FAR)
         if start < FAR:
+            start, far = _cone(
+                parts, base, count, bounds[index], cameras, camera, float(column) + 0.5,
+                float(row) + 0.5, start, slope, spread,
+            )  # fmt: skip
+        if start < FAR:
+            origin = vector(cameras, camera)
             hits = wp.int32(0)
             light = wp.vec3(0.0, 0.0, 0.0)
             for s in range(samples * samples):
                 x = float(column) + (float(s % samples) + 0.5) / float(samples)
                 y = float(row) + (float(s / samples) + 0.5) / float(samples)
-                direction = to_world * wp.vec3(x, y, 1.0)
+                direction = _direction(cameras, camera, x, y)
                 depth = _march(
                     parts, base, count, origin, direction, start, far, slope, 0.0,
                     HIT_PIXELS * spread, GRAZE_PIXELS * spread,
@@ -280,5 +337,8 @@ def render(
             if hits > 0:
                 light = light / float(hits)
                 alpha = int(255.0 * float(hits) / float(samples * samples) + 0.5)
-                rgb = _byte(light[0]) + 256 * _byte(light[1]) + 65536 * _byte(light[2])
-                pictures[item] = rgb + alpha * 16777216
+                if alpha > 127:  # the highest bit is a sign
+                    alpha = alpha - 256
+                colour = _byte(light[0]) + 256 * _byte(light[1]) + 65536 * _byte(light[2])
+                colour = colour + 16777216 * alpha
+        pictures[(picture * size + row) * size + column] = colour

@@ -20,7 +20,7 @@ from . import objects_things as things
 from . import objects_vehicles as vehicles
 from .objects_build import Build, Draw, Part, draw_palette, turn
 from .objects_framing import framed
-from .objects_table import ObjectTable
+from .objects_table import ObjectTable, joined
 
 FAMILIES = (
     beings.quadruped,
@@ -47,6 +47,7 @@ FAMILIES = (
 FRAME_SHARE = (0.62, 0.73)  # of the frame, the longest side of any view's outline; V3D: 0.70
 FACING_SHARE = 0.75  # of the objects turn their front to view 0, within FACING_DEG
 FACING_DEG = 50.0
+FRAMED_AT_ONCE = 256  # objects; 40 MB of points
 
 
 def random_objects(seeds: Sequence[int]) -> ObjectTable:
@@ -55,8 +56,11 @@ def random_objects(seeds: Sequence[int]) -> ObjectTable:
     Args:
         seeds: Whole numbers, not negative.
     """
-    built = [_build(int(seed)) for seed in seeds]
-    return framed([parts for parts, _ in built], [share for _, share in built])
+    tables = [framed([], [])]
+    for begin in range(0, len(seeds), FRAMED_AT_ONCE):
+        built = [_build(int(seed)) for seed in seeds[begin : begin + FRAMED_AT_ONCE]]
+        tables.append(framed([parts for parts, _ in built], [share for _, share in built]))
+    return joined(tables)
 
 
 def _build(seed: int) -> tuple[list[Part], float]:
@@ -69,7 +73,8 @@ def _build(seed: int) -> tuple[list[Part], float]:
     share = draw(*FRAME_SHARE)
     yaw = draw(-FACING_DEG, FACING_DEG) if draw.chance(FACING_SHARE) else draw(-180, 180)
     family(build)
-    return [part.turned(turn(yaw)) for part in build.parts], share
+    rows = turn(yaw)
+    return [part.turned(rows) for part in build.parts], share
 
 
 def draw_sheet(path: Path, first: int, count: int, size: int = 128, view: int = 0) -> None:

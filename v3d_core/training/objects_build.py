@@ -122,10 +122,10 @@ def draw_palette(draw: Draw) -> Palette:
     if style == "toys":
         start = draw.whole(0, len(_TOYS) - 1)
         step = draw.choice((1, 3, 5, 7))  # no common factor with 8: four different ones
-        return Palette(*(_TOYS[(start + step * k) % len(_TOYS)] for k in range(4)))
+        return Palette(*(_near(draw, _TOYS[(start + step * k) % len(_TOYS)]) for k in range(4)))
     if style == "natural":
         start, step = draw.whole(0, len(_NATURAL) - 1), draw.choice((1, 3, 5))
-        picked = [_NATURAL[(start + step * k) % len(_NATURAL)] for k in range(3)]
+        picked = [_near(draw, _NATURAL[(start + step * k) % len(_NATURAL)]) for k in range(3)]
         return Palette(*picked, accent=_colour(hues[3], draw(0.5, 0.9), draw(0.6, 0.95)))
     saturation, value = {
         "vivid": ((0.65, 0.95), (0.70, 1.0)),
@@ -135,6 +135,11 @@ def draw_palette(draw: Draw) -> Palette:
     }[style]
     main, second, third = (_colour(h, draw(*saturation), draw(*value)) for h in hues[:3])
     return Palette(main, second, third, _colour(hues[3], draw(0.7, 0.95), draw(0.75, 1.0)))
+
+
+def _near(draw: Draw, colour: Vector) -> Vector:
+    r, g, b = (min(max(value + draw(-0.04, 0.04), 0.0), 1.0) for value in colour)
+    return (r, g, b)
 
 
 def _colour(hue: float, saturation: float, value: float) -> Vector:

@@ -83,7 +83,8 @@ def _place(table: dict, counts: np.ndarray, shares: np.ndarray) -> tuple[np.ndar
     middle = 0.5 * (low + high)
     # hidden parts repeat the first one, which is never hidden
     points = np.where(seen[:, :, None, None], points, points[:, :1]) - middle[:, None, None]
-    x, y, z = np.moveaxis(points.reshape(len(counts), -1, 3), -1, 0)
+    per_object = points.shape[1] * points.shape[2]
+    x, y, z = np.moveaxis(points, -1, 0).reshape(3, len(counts), per_object)
     across = [math.cos(a) * x - math.sin(a) * z for a in _ANGLES]
     towards = [math.sin(a) * x + math.cos(a) * z for a in _ANGLES]
     slope = math.tan(math.radians(V3D_ORBIT.fov_y_deg / 2))

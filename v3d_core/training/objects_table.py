@@ -7,6 +7,7 @@ carving part takes away only from the parts before it.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -144,9 +145,15 @@ class ObjectTable:
         """Where the tensors are."""
         return self.counts.device
 
-    def _map(self, change) -> ObjectTable:
+    def _map(self, change: Callable[[Tensor], Tensor]) -> ObjectTable:
         fields = dataclasses.fields(self)
         return ObjectTable(**{field.name: change(getattr(self, field.name)) for field in fields})
+
+
+def joined(tables: Sequence[ObjectTable]) -> ObjectTable:
+    """The objects of several tables in one, in their order."""
+    names = [field.name for field in dataclasses.fields(ObjectTable)]
+    return ObjectTable(**{n: torch.cat([getattr(table, n) for table in tables]) for n in names})
 
 
 def step_scale(bumps: Tensor) -> Tensor:  # [..., 3] -> [...]

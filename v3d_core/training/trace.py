@@ -100,12 +100,18 @@ def _render_warp(table: ObjectTable, cameras: Cameras, supersample: int) -> Tens
     engine = _warp_engine(device)
     strokes = torch.tensor(STROKES, device=device).flatten()
     seen, lights = _camera_records(cameras).to(device), _light_records().to(device)
-    batch = max(1, PIXELS_PER_LAUNCH // (views * size * size))
+    blocks = -(-size // shape_tracing.BLOCK)
+    batch = max(1, PIXELS_PER_LAUNCH // (views * (blocks * shape_tracing.BLOCK) ** 2))
     for begin in range(0, len(table), batch):
         some, out = table[begin : begin + batch], pictures[begin : begin + batch]
-        inputs = [views, size, supersample, STEP_SLOPE, parts, some.counts.contiguous()]
-        inputs += [some.bounds.contiguous(), part_records(some), strokes, seen, lights]
-        engine.share(shape_tracing.render, [*inputs, len(LIGHTS), out], out.numel())
+        records = part_records(some)
+        objects = [parts, some.counts.contiguous(), some.bounds.contiguous(), records]
+        starts = torch.empty(len(some) * views * blocks**2, device=device)
+        inputs = [views, blocks, STEP_SLOPE, *objects, seen, starts]
+        engine.share(shape_tracing.approach, inputs, len(starts))
+        inputs = [views, size, supersample, STEP_SLOPE, *objects, strokes, seen, lights]
+        inputs += [len(LIGHTS), starts, out]
+        engine.share(shape_tracing.render, inputs, len(starts) * shape_tracing.BLOCK**2)
     return pictures[..., None].view(torch.uint8)
 
 
