@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
@@ -100,7 +100,12 @@ class WarpEngine:
                 arguments = [first, self.threads, *wrapped]
                 self.warp.launch(kernel, dim=count, inputs=arguments, device="cpu")
 
-        list(self.pool.map(part, range(self.threads)))
+        running = [self.pool.submit(part, first) for first in range(self.threads)]
+        try:
+            for future in running:
+                future.result()
+        finally:  # after Ctrl-C too: kernels must not outlive the memory that they use
+            wait(running)
 
     def _wrap(self, value: object) -> object:
         """A tensor as snippets take it, a flat array; the C structs are kept, they cost 4 us."""
