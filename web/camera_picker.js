@@ -43,8 +43,11 @@ class Picker {
     });
     this.fold = smallButton(() => this.unfold(!this.open));
     this.corner = element("div", { position: "absolute", top: "4px", right: "4px", display: "flex", gap: "4px" });
+    this.fold.style.background = "none"; // numbers of frames show through
     for (const [text, title, by] of [["−", "Smaller", 1 / ZOOM.step], ["+", "Larger", ZOOM.step]]) {
-      this.corner.append(Object.assign(smallButton(() => this.magnify(by)), { textContent: text, title }));
+      const button = Object.assign(smallButton(() => this.magnify(by)), { textContent: text, title });
+      button.style.background = "none";
+      this.corner.append(button);
     }
     this.picture = element("div", { position: "relative", flex: "1 1 0", minHeight: "0", width: "100%" });
     this.picture.append(this.canvas, this.corner);

@@ -40,7 +40,8 @@ export function pointsToFit({ orbit }) {
   const ring = around.map((azimuth) => cameraAt(azimuth, orbit.elevation, 1.12 * orbit.radius).position);
   const ground = around.map((azimuth) => onGround(azimuth, groundRadius(orbit)));
   const box = CORNERS.map((corner) => corner.map((side) => side * BOX));
-  return { points: [...ring, ...ground, ...box, [0, 1.15, 0]], size };
+  const knob = cameraAt(orbit.azimuth, orbit.elevation, KNOB_AT * orbit.radius).position;
+  return { points: [...ring, ...ground, ...box, knob, [0, 1.15, 0]], size };
 }
 
 function groundRadius({ radius, elevation }) {
