@@ -33,11 +33,12 @@ from .diffusion.training_networks import new_image_encoder, new_unet, new_vae
 from .diffusion.training_store import load_progress, save_progress, write_model
 from .diffusion.training_vae import VaeTrainConfig, VaeTrainer, normalise_latents
 from .training.objects import random_objects
-from .training.trace import render_orbits
+from .training.tracing import render_orbits
 
-STAGES = ("data", "autoencoder", "orbits", "export")
+STAGES = ("data", "autoencoder", "plan", "orbits", "export")
 RENDERED_AT_ONCE = 64  # objects
 SAVE_EVERY_S = 60.0
+WARM_UP_STEPS, TIMED_STEPS = 4, 15  # of a plan
 
 
 UNET = UNetShape(
@@ -59,7 +60,7 @@ class NanoConfig:
     vae: VaeShape = VAE
     clip: ClipShape = CLIP
     size: int = 128  # px
-    objects: int = 16_384  # seeds first_seed, first_seed + 1, ...
+    objects: int = 8192  # seeds first_seed, first_seed + 1, ...
     first_seed: int = 1_000_000  # validation objects have seeds below, see VALIDATION_SEEDS
     autoencoder: VaeTrainConfig = field(default_factory=VaeTrainConfig)
     training: TrainConfig = field(
@@ -162,17 +163,40 @@ class Recipe:
         normalise_latents(trainer.vae, self._some_latents(trainer.vae, pictures), False)
         return trainer.vae.eval()
 
-    def orbits(
-        self, data: EncodedOrbits, seconds: float = math.inf, compiled: bool = False
-    ) -> OrbitTrainer:
+    def plan(self, data: EncodedOrbits, seconds: float) -> tuple[int, bool]:
+        """How many steps fit into the seconds, and whether a compiled UNet makes them faster.
+
+        Measured once and kept in the folder, because the learning rate depends on the number.
+        """
+        path = self.folder / "plan.json"
+        if not path.exists():
+            best: dict[str, Any] = {}
+            for compiled in (False, True):
+                trainer = self._new_trainer(compiled)
+                try:
+                    for _ in range(WARM_UP_STEPS):
+                        float(trainer.update(data))
+                    start = time.perf_counter()
+                    for _ in range(TIMED_STEPS):
+                        trainer.update(data)
+                    float(trainer.update(data))
+                except Exception as error:
+                    self.say(f"compiled {compiled}: {type(error).__name__}: {error}"[:300])
+                    continue
+                step_s = (time.perf_counter() - start) / (TIMED_STEPS + 1)
+                self.say(f"compiled {compiled}: {1000 * step_s:.1f} ms per step")
+                if not best or step_s < best["step_s"]:
+                    best = {"step_s": step_s, "compiled": compiled}
+            best["steps"] = int(seconds / best["step_s"])
+            path.write_text(json.dumps(best) + "\n", encoding="utf-8")
+        plan = json.loads(path.read_text(encoding="utf-8"))
+        return plan["steps"], plan["compiled"]
+
+    def orbits(self, data: EncodedOrbits, seconds: float, compiled: bool) -> OrbitTrainer:
         """UNet and image encoder after all steps, or after the seconds."""
         config = self.config.training
-        unet = new_unet(self.config.unet, config.seed).to(self.device)
-        encoder = new_image_encoder(self.config.clip, config.seed).to(self.device)
-        trainer = OrbitTrainer(unet, encoder, config)
+        trainer = self._new_trainer(compiled)
         load_progress(self.folder / "orbits", trainer)
-        if compiled:
-            unet.compile()
         start = saved = time.perf_counter()
         losses: list[Tensor] = []
         while trainer.step < config.steps:
@@ -188,6 +212,14 @@ class Recipe:
                 break
         save_progress(self.folder / "orbits", trainer)
         return trainer
+
+    def _new_trainer(self, compiled: bool) -> OrbitTrainer:
+        config = self.config.training
+        unet = new_unet(self.config.unet, config.seed).to(self.device)
+        encoder = new_image_encoder(self.config.clip, config.seed).to(self.device)
+        if compiled:
+            unet.compile(dynamic=False)
+        return OrbitTrainer(unet, encoder, config)
 
     def write(self, path: Path, vae: Any, trainer: OrbitTrainer, seconds: dict[str, float]) -> int:
         """The averaged weights in one file; returns its bytes."""
@@ -221,7 +253,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=NanoConfig().training.steps)
     parser.add_argument("--batch-size", type=int, default=NanoConfig().training.batch_size)
     parser.add_argument("--learning-rate", type=float, default=NanoConfig().training.learning_rate)
-    parser.add_argument("--compile", action="store_true", help="torch.compile the UNet")
+    parser.add_argument("--fit-seconds", type=float, help="as many steps as fit into these")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args()
     base = NanoConfig()
@@ -246,8 +278,17 @@ def main() -> None:
         return
     latents = encode_latents(vae, pictures)
     recipe.say(f"latents {list(latents.shape)}, {time.perf_counter() - start:.0f} s")
+    data = EncodedOrbits(latents, pictures=pictures)
+    compiled = False
+    if options.fit_seconds:
+        steps, compiled = recipe.plan(data, options.fit_seconds)
+        config = replace(config, training=replace(config.training, steps=steps))
+        recipe.config = config
+    if options.until == "plan":
+        return
     left = options.seconds - (time.perf_counter() - start)
-    trainer = recipe.orbits(EncodedOrbits(latents, pictures=pictures), left, options.compile)
+    trainer = recipe.orbits(data, left, compiled)
+    recipe.say(f"{trainer.step} of {config.training.steps} steps")
     if options.until == "orbits":
         return
     size = recipe.write(recipe.folder / "v3d_nano.safetensors", vae, trainer, {})

@@ -23,7 +23,7 @@ from v3d_core.training.orbit_data import (
     make_orbit_data,
 )
 from v3d_core.training.shards import OrbitShards
-from v3d_core.training.trace import render_orbits
+from v3d_core.training.tracing import render_orbits
 
 samples = sys.modules["mesh_samples"]
 SMALL = ("--size", 32, "--supersample", 1, "--device", "cpu")

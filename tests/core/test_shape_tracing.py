@@ -5,14 +5,14 @@ import torch
 
 from v3d_core import procedural
 from v3d_core.cameras import Orbit, orbit_cameras
-from v3d_core.training import objects_table, trace
+from v3d_core.training import objects_table, tracing
 from v3d_core.training.objects import random_objects
 from v3d_core.training.objects_sdf import analytic_object
-from v3d_core.training.trace import render_orbits
+from v3d_core.training.tracing import render_orbits
 
 ONE_VIEW = Orbit(num_views=1, azimuth_start_deg=30, elevation_deg=10)
 needs_warp = pytest.mark.skipif(
-    bool(trace._warp_problem(torch.device("cpu"))), reason="the kernel needs warp-lang"
+    bool(tracing._warp_problem(torch.device("cpu"))), reason="the kernel needs warp-lang"
 )
 
 
@@ -52,7 +52,7 @@ def test_blocks_over_the_edge_and_batches_change_nothing(size, monkeypatch):
     orbit = Orbit(num_views=3)
     whole = render_orbits(table, orbit, size)
     assert whole.shape == (3, 3, size, size, 4) and whole.dtype == torch.uint8
-    monkeypatch.setattr(trace, "PIXELS_PER_LAUNCH", 1)
+    monkeypatch.setattr(tracing, "PIXELS_PER_LAUNCH", 1)
     assert torch.equal(render_orbits(table, orbit, size), whole)
     assert torch.equal(render_orbits(table[1], orbit, size)[0], whole[1])
 
@@ -62,7 +62,7 @@ def test_starting_as_cones_loses_no_ray(monkeypatch):
     from v3d_core.kernels import shape_tracing
 
     table = random_objects([2, 9, 14])
-    engine = trace._warp_engine(torch.device("cpu"))
+    engine = tracing._warp_engine(torch.device("cpu"))
     with_blocks = render_orbits(table, ONE_VIEW, 64).int()
     share = engine.share
 
@@ -101,6 +101,6 @@ def test_numbers_of_kernel_and_table_agree():
 
     assert shape_tracing.STROKE_COUNT == len(objects_table.STROKES)
     assert shape_parts.SPANS == objects_table.PROFILE_POINTS - 2
-    record = trace.part_records(random_objects([3]))
+    record = tracing.part_records(random_objects([3]))
     assert record.shape == (1, objects_table.MAX_PARTS, shape_parts.RECORD)
-    assert shape_tracing.CAMERA == trace._camera_records(orbit_cameras(Orbit(), 8, 8)).shape[1]
+    assert shape_tracing.CAMERA == tracing._camera_records(orbit_cameras(Orbit(), 8, 8)).shape[1]

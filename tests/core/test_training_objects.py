@@ -16,7 +16,7 @@ from v3d_core.training.objects_build import Build, Draw, draw_palette
 from v3d_core.training.objects_framing import framed
 from v3d_core.training.objects_sdf import analytic_object, object_albedo, object_sdf, part_sdf
 from v3d_core.training.objects_table import MAX_PARTS, Join, Kind, ObjectTable, Pattern, joined
-from v3d_core.training.trace import render_orbits
+from v3d_core.training.tracing import render_orbits
 
 
 def tensors(table: ObjectTable) -> dict[str, torch.Tensor]:

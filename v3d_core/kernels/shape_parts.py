@@ -11,7 +11,7 @@ __name__ = "v3d_core.kernels.shape_parts"
 
 _Floats = wp.array(dtype=wp.float32)
 
-# Where a part's numbers lie in its record, see `training/trace.part_records`.
+# Where a part's numbers lie in its record, see `training/tracing.part_records`.
 RECORD = 56  # floats of one part
 KIND, JOIN, WIDTH, BOUND, CENTRE, ROTATION = 0, 1, 2, 3, 4, 7
 SIZES, SCALE, BUMP, PATTERN, PAINT, AXIS = 16, 21, 22, 25, 26, 30

@@ -87,7 +87,7 @@ def draw_sheet(path: Path, first: int, count: int, size: int = 128, view: int = 
         size: Pixels of each picture's side.
         view: Which view of V3D's orbit.
     """
-    from .trace import render_orbits
+    from .tracing import render_orbits
 
     camera = orbit_cameras(V3D_ORBIT, size, size)[view : view + 1]
     table = random_objects(range(first, first + count))

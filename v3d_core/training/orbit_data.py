@@ -22,7 +22,7 @@ from ..progress import Preview, Progress, silent
 from .mesh_orbits import MeshOrbitConfig, random_azimuth, render_mesh_orbit
 from .objects import random_objects
 from .shards import ShardWriter
-from .trace import render_orbits
+from .tracing import render_orbits
 
 BYTES_AT_ONCE = 2**28  # of procedural orbits that a GPU draws in one go
 SHEET_OBJECTS = 10  # rows of a contact sheet
