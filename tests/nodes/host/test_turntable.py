@@ -34,6 +34,9 @@ def test_views_show_their_frames_in_the_order_of_their_azimuths(server):
     left, top = index % turn["columns"] * turn["width"], index // turn["columns"] * 256
     shown = np.asarray(sheet.crop((left, top, left + 256, top + 256)), dtype=np.float64) / 255
     assert psnr(shown, demo_frame(index)) > 28  # a JPEG
+    again = server.run(graph)  # of a page that was reloaded: nothing is computed, all is shown
+    assert again.ended == "execution_success", again.error
+    assert again.outputs["3"] == run.outputs["3"]
 
 
 def test_outside_the_queue_no_file_is_written():
