@@ -139,7 +139,8 @@ def _package(name: str, device: torch.device, try_out: bool) -> dict[str, Any]:
 
 
 def _version(package: backends.OptionalPackage) -> str | None:
-    for name in (package.module, *package.install.split()):
+    # the first of pip's names is the package itself, further ones are what it needs beside it
+    for name in (package.module, package.install.split()[0]):
         try:
             return version(name)
         except PackageNotFoundError:

@@ -44,6 +44,21 @@ def test_every_optional_package_has_a_line_with_its_purpose(report):
             assert f"pip install {package.install}" in line
 
 
+def test_an_absent_package_has_no_version_of_another_one(monkeypatch):
+    installed = {"transformers": "5.0", "warp-lang": "1.17"}
+
+    def version(name):
+        if name not in installed:
+            raise environment.PackageNotFoundError(name)
+        return installed[name]
+
+    monkeypatch.setattr(environment, "version", version)
+    packages = backends.OPTIONAL_PACKAGES
+    assert environment._version(packages["diffusers"]) is None  # pip is given transformers too
+    assert environment._version(packages["transformers"]) == "5.0"
+    assert environment._version(packages["warp"]) == "1.17"
+
+
 def test_quick_imports_and_tries_nothing(monkeypatch):
     def never(*_):
         raise AssertionError("something was tried")
