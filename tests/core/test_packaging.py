@@ -63,7 +63,7 @@ def test_development_files_stay_out_of_the_published_pack():
 
 def test_what_the_front_end_reads_is_published():
     ignored = (ROOT / ".comfyignore").read_text(encoding="utf-8").split()
-    for folder in ("locales", "web", "workflows"):
+    for folder in ("locales", "web", "workflows", "subgraphs"):
         assert (ROOT / folder).is_dir()
         assert not [line for line in ignored if line.strip("/").split("/")[0] in (folder, "*")]
 

@@ -33,6 +33,9 @@ if "comfy.cli_args" not in sys.modules:
     _load("released_interface", HERE / "released_interface.py")
     scenes = _load("scenes", HERE / "scenes.py")
     _load("prompts", HERE / "prompts.py")
+    for name in ("workflow_notes", "workflow_graphs", "graph_layout", "blueprint_graphs"):
+        _load(name, HERE / f"{name}.py")
+    _load("make_workflows", HERE / "make_workflows.py")
     tiny_models = _load("tiny_models", REPOSITORY / "tests" / "tiny_models.py")
     _load("live_tensors", REPOSITORY / "tests" / "live_tensors.py")
     # the way ComfyUI loads a pack: from its folder, under a made-up name

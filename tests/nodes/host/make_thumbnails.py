@@ -1,6 +1,8 @@
-"""Writes workflows/*.jpg: runs five workflows in a running ComfyUI and pictures what they made.
+"""Writes workflows/*.jpg: runs six workflows in a running ComfyUI and pictures what they made.
 
-    python tests/nodes/host/make_thumbnails.py http://127.0.0.1:8188 OUTPUT_FOLDER
+    python tests/nodes/host/make_thumbnails.py http://127.0.0.1:8188 OUTPUT_FOLDER [NAME...]
+
+Without names all are made. Workflows that share a fit share it here too, in the server's cache.
 
 OUTPUT_FOLDER is the server's output folder. The splat's picture is core's own rendering; core has
 no mesh renderer, so the .glb is drawn here with a point per bit of surface.
@@ -12,6 +14,7 @@ whole demo orbit, which stands in for frames that V3D or SV3D would have sampled
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import sys
@@ -74,7 +77,7 @@ def splat_pictures(server: str) -> list[Image.Image]:
 
 def scores_picture(server: str) -> Image.Image:
     """Renderings, true pictures and differences of three held-out views, a row each."""
-    prompt, outputs = run(server, "splat_scores")
+    prompt, outputs = run(server, "evaluate_orbit")
     number = next(n for n, entry in prompt.items() if entry["class_type"] == "PreviewImage")
     canvas = Image.new("RGB", (SIZE, SIZE), "white")
     for row, shown in enumerate(outputs[number]["images"][:3]):
@@ -84,9 +87,9 @@ def scores_picture(server: str) -> Image.Image:
     return canvas
 
 
-def given_picture() -> Image.Image:
-    """The picture that the workflows would start from: the demo orbit's first, on white."""
-    path = REPOSITORY / "v3d_core" / "data" / "demo_orbit" / "r_000.png"
+def given_picture(index: int = 0) -> Image.Image:
+    """A frame of the demo orbit on white; the first is what the workflows would start from."""
+    path = REPOSITORY / "v3d_core" / "data" / "demo_orbit" / f"r_{index:03d}.png"
     frame = Image.open(path).convert("RGBA")
     white = Image.new("RGBA", frame.size, "white")
     return Image.alpha_composite(white, frame).convert("RGB")
@@ -125,6 +128,46 @@ def picture_of_file(path: Path) -> Image.Image:
     return draw(points, colours, 2 * SIZE).resize((SIZE, SIZE), Image.BOX)
 
 
+def compared_meshes(server: str, output: Path) -> Image.Image:
+    """Core's mesh of a splat on the left, ours on the right, in the colours of their vertices."""
+    prompt, outputs = run(server, "splat_to_mesh_compare")
+    canvas = Image.new("RGB", (SIZE, SIZE), "white")
+    for number, entry in prompt.items():
+        if entry["class_type"] != "SaveGLB":
+            continue
+        (shown,) = outputs[number]["3d"]
+        path = output / shown["subfolder"] / shown["filename"]
+        (mesh,) = trimesh.load(path, force="scene", process=False).geometry.values()
+        points, faces = trimesh.sample.sample_surface(mesh, SURFACE_POINTS, seed=0)
+        weights = trimesh.triangles.points_to_barycentric(mesh.triangles[faces], points)
+        stored = mesh.visual.vertex_attributes["color"]  # beside the material
+        whole = np.iinfo(stored.dtype).max if stored.dtype.kind == "u" else 1
+        linear = stored[mesh.faces[faces]][..., :3] / whole
+        colours = srgb((linear * weights[..., None]).sum(1))
+        picture = draw(points, colours, 2 * SIZE).resize((SIZE, SIZE), Image.BOX)
+        quarter = picture.crop((SIZE // 4, 0, 3 * SIZE // 4, SIZE))
+        ours = prompt[entry["inputs"]["mesh"][0]]["class_type"] == "V3DMeshFromSplat"
+        canvas.paste(quarter, (SIZE // 2 * ours, 0))
+    return canvas
+
+
+def srgb(linear: np.ndarray) -> np.ndarray:
+    """Colours as shown of linear ones, both in [0, 1]; glTF keeps vertex colours linear."""
+    linear = linear.clip(0, 1)
+    return np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
+
+
+def frames_picture() -> Image.Image:
+    """Nine frames of the demo orbit, the first one framed."""
+    canvas, side = Image.new("RGB", (SIZE, SIZE), "white"), SIZE // 3
+    for index in range(9):
+        frame = given_picture(2 * index).resize((side, side), Image.LANCZOS)
+        if index == 0:
+            frame = ImageOps.expand(frame.crop((2, 2, side - 2, side - 2)), 2, "#3f789e")
+        canvas.paste(frame, (index % 3 * side, index // 3 * side))
+    return canvas
+
+
 def draw(points: np.ndarray, colours: np.ndarray, size: int) -> Image.Image:
     """Points [N, 3] with colours [N, 3] on white, nearest in front."""
     azimuth, elevation = np.radians([AZIMUTH_DEG, ELEVATION_DEG])
@@ -152,22 +195,27 @@ def draw(points: np.ndarray, colours: np.ndarray, size: int) -> Image.Image:
 
 
 def main() -> None:
-    """Write all thumbnails."""
+    """Write all thumbnails, or those that are named."""
     server, output = sys.argv[1].rstrip("/"), Path(sys.argv[2])
-    turntable, mesh = splat_pictures(server), mesh_picture(server, output, "frames_to_mesh")
+    turntable = functools.cache(lambda: splat_pictures(server))
+    mesh = functools.cache(lambda name: mesh_picture(server, output, name))
     thumbnails = {
-        "frames_to_splat": turntable[2],
-        "frames_to_mesh": mesh,
-        "frames_to_neus_mesh": mesh_picture(server, output, "frames_to_neus_mesh"),
-        "splat_scores": scores_picture(server),
-        "image_to_splat": from_one_picture(turntable[16], []),
-        "image_to_mesh": from_one_picture(mesh, []),
-        "texture_any_mesh": mesh_picture(server, output, "texture_any_mesh"),
-        "sv3d_to_splat": from_one_picture(turntable[2], turntable[:: len(turntable) // STRIP]),
+        "frames_to_splat": lambda: turntable()[2],
+        "frames_to_mesh": lambda: mesh("frames_to_mesh"),
+        "frames_to_neus_mesh": lambda: mesh("frames_to_neus_mesh"),
+        "evaluate_orbit": lambda: scores_picture(server),
+        "splat_to_mesh_compare": lambda: compared_meshes(server, output),
+        "image_to_splat": lambda: from_one_picture(turntable()[16], []),
+        "image_to_mesh": lambda: from_one_picture(mesh("frames_to_mesh"), []),
+        "image_to_orbit_ksampler": frames_picture,
+        "texture_any_mesh": lambda: mesh("texture_any_mesh"),
+        "sv3d_to_splat": lambda: from_one_picture(
+            turntable()[2], turntable()[:: len(turntable()) // STRIP]
+        ),
     }
-    for name, picture in thumbnails.items():
+    for name in sys.argv[3:] or thumbnails:
         path = REPOSITORY / "workflows" / f"{name}.jpg"
-        picture.save(path, quality=JPEG_QUALITY, optimize=True)
+        thumbnails[name]().save(path, quality=JPEG_QUALITY, optimize=True)
 
 
 if __name__ == "__main__":

@@ -45,12 +45,14 @@ NODES = (
     "V3DEnvironment",
 )
 WORKFLOWS = (
+    "evaluate_orbit",
     "frames_to_mesh",
     "frames_to_neus_mesh",
     "frames_to_splat",
     "image_to_mesh",
+    "image_to_orbit_ksampler",
     "image_to_splat",
-    "splat_scores",
+    "splat_to_mesh_compare",
     "sv3d_to_splat",
     "texture_any_mesh",
 )
@@ -130,6 +132,8 @@ def test_workflows_and_thumbnails_are_offered_as_templates(server):
 
 def test_frames_to_splat_runs_from_a_fresh_install(server, object_info):
     prompt = workflow_prompt("frames_to_splat", object_info, QUICK)
+    fit = only(prompt, "V3DFitSplat")
+    prompt["report"] = node("PreviewAny", source=[fit, 1])
     run = server.run(prompt)
     assert run.ended == "execution_success", run.error
     rendering = prompt[only(prompt, "RenderSplat")]["inputs"]
@@ -143,7 +147,7 @@ def test_frames_to_splat_runs_from_a_fresh_install(server, object_info):
     assert len(shown) == 18
     for index in (0, 4, 13):
         assert_shows_frame(picture(server, shown[index]), index)
-    report = json.loads(run.outputs[only(prompt, "PreviewAny")]["text"][0])
+    report = json.loads(run.outputs["report"]["text"][0])
     (ply,) = (server.base / "output" / "3d").glob("V3D_splat*.ply")
     splats = pack("v3d_core.formats.ply").read_splat_ply(ply)
     assert len(splats) == report["splats"]
@@ -179,8 +183,8 @@ def test_mesh_workflows_run_from_a_fresh_install(name, server, object_info):
     assert (server.base / "output" / viewed).read_bytes() == path.read_bytes()
 
 
-def test_splat_scores_runs_from_a_fresh_install(server, object_info):
-    prompt = workflow_prompt("splat_scores", object_info, QUICK)
+def test_evaluate_orbit_runs_from_a_fresh_install(server, object_info):
+    prompt = workflow_prompt("evaluate_orbit", object_info, QUICK)
     run = server.run(prompt)
     assert run.ended == "execution_success", run.error
     texts = [
@@ -191,6 +195,8 @@ def test_splat_scores_runs_from_a_fresh_install(server, object_info):
     assert 18 < scores["psnr_object"] < scores["psnr"] < fit["psnr_train"] + 3
     shown = run.outputs[only(prompt, "PreviewImage")]["images"]
     assert picture(server, shown[0]).shape == (256, 3 * 256, 3)
+    (environment,) = run.outputs[only(prompt, "V3DEnvironment")]["text"]
+    assert fit["engine"] in environment
 
 
 def test_core_nodes_take_the_splat_and_its_file_and_show_the_same_picture(server):

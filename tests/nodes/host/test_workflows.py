@@ -1,10 +1,13 @@
-"""The workflows from one picture, in a running ComfyUI, as far as they go without real weights."""
+"""The workflows in workflows/: their form, and those from one picture run without real weights."""
 
 import json
 
+import graph_layout
+import make_workflows
 import numpy as np
 import pytest
 import torch
+import workflow_graphs
 from prompts import (
     DEMO,
     QUICK,
@@ -37,11 +40,15 @@ def all_models(object_info):
 
 
 def small_prompt(name, schemas):
-    """The workflow at test size, its picture cut out by its own alpha: no BiRefNet here."""
+    """The workflow at test size, its picture cut out by the sample's own masks: no BiRefNet here."""
     prompt = workflow_prompt(name, schemas, SMALL)
     del prompt[only(prompt, "LoadBackgroundRemovalModel")], prompt[only(prompt, "RemoveBackground")]
-    prepare = prompt[only(prompt, "V3DPrepareImage")]
-    prepare["inputs"]["mask"] = [only(prompt, "LoadImage"), 1]
+    sample = prompt[only(prompt, "ImageFromBatch")]["inputs"]["image"][0]
+    assert prompt[sample]["inputs"]["folder"] == DEMO
+    prompt["masks"] = node("MaskToImage", mask=[sample, 2])
+    prompt["mask"] = node("ImageFromBatch", image=["masks", 0], batch_index=0, length=1)
+    prompt["cut"] = node("ImageToMask", image=["mask", 0], channel="red")
+    prompt[only(prompt, "V3DPrepareImage")]["inputs"]["mask"] = ["cut", 0]
     return prompt
 
 
@@ -82,11 +89,65 @@ def test_every_link_joins_sockets_of_one_type(name, all_models):
                 assert source["output"][value[1]] in accepted or "*" in accepted
 
 
-@pytest.mark.parametrize("name", ["image_to_splat", "image_to_mesh", "sv3d_to_splat"])
+def read(name):
+    return json.loads((REPOSITORY / "workflows" / f"{name}.json").read_text())
+
+
+def test_every_node_of_the_pack_stands_in_a_workflow(object_info):
+    ours = {name for name, info in object_info.items() if info["category"] == "3d/V3D"}
+    used = {entry["type"] for name in WORKFLOWS for entry in read(name)["nodes"]}
+    assert len(ours) > 15
+    assert ours - used == set()
+
+
+@pytest.mark.parametrize("name", WORKFLOWS)
+def test_the_file_is_what_its_graph_gives_with_these_nodes(name, all_models):
+    template = workflow_graphs.TEMPLATES[name]
+    assert read(name) == make_workflows.make_workflow(template, all_models)
+    assert set(workflow_graphs.TEMPLATES) == set(WORKFLOWS)
+
+
+@pytest.mark.parametrize("name", WORKFLOWS)
+def test_the_layout_has_no_more_crossings_than_it_must_and_room_for_panels(name):
+    workflow, template = read(name), workflow_graphs.TEMPLATES[name]
+    nodes = {entry["id"]: entry for entry in workflow["nodes"]}
+    links = workflow["links"]
+    assert len(graph_layout.crossings(nodes, links)) == template.crossings <= 3
+    assert len(graph_layout.hidden(nodes, links)) == template.behind <= 1
+    assert graph_layout.overlaps(nodes) == []  # with the 250 px that a panel takes
+    grouped = [number for _, _, numbers in template.groups for number in numbers]
+    assert sorted(grouped) == sorted(template.graph)
+    boxes = [group["bounding"] for group in workflow["groups"]]
+    for group, (_, _, numbers) in zip(boxes, template.groups, strict=True):
+        x, y, width, height = group
+        for number in numbers:
+            left, top, right, bottom = graph_layout.box(nodes[number])
+            assert x < left and y < top and right < x + width and bottom < y + height
+    for index, (x, y, width, height) in enumerate(boxes):
+        for u, v, across, down in boxes[:index]:
+            assert x >= u + across or u >= x + width or y >= v + down or v >= y + height
+    assert len({group["color"] for group in workflow["groups"]}) >= 3
+
+
+@pytest.mark.parametrize("name", WORKFLOWS)
+def test_nothing_has_to_be_uploaded_first(name):
+    """Pictures come from the demo; the picture a user is to give leads nowhere yet."""
+    workflow = read(name)
+    for entry in workflow["nodes"]:
+        if entry["type"] == "LoadImage":
+            assert entry["widgets_values"][0] == ""
+            assert not any(output["links"] for output in entry["outputs"])
+        if entry["type"] == "V3DLoadViews":
+            assert entry["widgets_values"][0] == DEMO
+
+
+@pytest.mark.parametrize(
+    "name", ["image_to_splat", "image_to_mesh", "image_to_orbit_ksampler", "sv3d_to_splat"]
+)
 def test_loaders_tell_the_front_end_where_their_files_come_from(name, object_info):
     workflow = json.loads((REPOSITORY / "workflows" / f"{name}.json").read_text())
     loaders = [n for n in workflow["nodes"] if "Load" in n["type"]]
-    loaders = [n for n in loaders if n["type"] != "LoadImage"]
+    loaders = [n for n in loaders if n["type"] not in ("LoadImage", "V3DLoadViews")]
     assert len(loaders) == 2
     for loader in loaders:
         models = loader["properties"]["models"]
@@ -106,11 +167,13 @@ def test_loaders_tell_the_front_end_where_their_files_come_from(name, object_inf
 @pytest.mark.parametrize("name", ["image_to_splat", "image_to_mesh"])
 def test_the_sampler_gives_18_pictures_and_says_why_noise_has_no_views(name, server, object_info):
     prompt = small_prompt(name, object_info)
-    prompt[only(prompt, "V3DSampleOrbit")]["inputs"]["seed"] = len(name)  # nothing cached
+    orbit = only(prompt, "V3DSampleOrbit")
+    prompt[orbit]["inputs"]["seed"] = len(name)  # nothing cached
+    prompt["orbit"] = node("PreviewImage", images=[orbit, 0])
     run = server.run(prompt)
     assert run.ended == "execution_success", run.error
-    assert len(shown_by(prompt, run, "V3DSampleOrbit")) == 18
-    assert picture(server, shown_by(prompt, run, "V3DSampleOrbit")[0]).shape == (64, 64, 3)
+    assert len(run.outputs["orbit"]["images"]) == 18
+    assert picture(server, run.outputs["orbit"]["images"][0]).shape == (64, 64, 3)
     assert "V3D Sample Orbit: the frames have no views: " in run.error
     (prepared,) = shown_by(prompt, run, "V3DPrepareImage")
     corner, middle = picture(server, prepared)[0, 0], picture(server, prepared)[24:40, 24:40]
@@ -141,6 +204,45 @@ def test_a_picture_becomes_a_mesh_once_the_frames_are_an_orbit(server, object_in
     mesh = open_mesh(server.base / "output" / shown["subfolder"] / shown["filename"])
     assert mesh.volume > 0 and mesh.visual.material.baseColorTexture.size == (256, 256)
     assert_is_the_robot(np.asarray(mesh.vertices), display_colours(mesh, "glb"))
+
+
+def test_an_orbit_by_ksampler_is_saved_as_views(server, object_info):
+    demo = node("V3DLoadViews", folder=DEMO, split="train")
+    prompt = with_frames_of(
+        small_prompt("image_to_orbit_ksampler", object_info), "VAEDecode", demo, {0: 1}
+    )
+    for kind in ("V3DLoadModel", "V3DConditioning", "KSampler"):
+        del prompt[only(prompt, kind)]
+    run = server.run(prompt)
+    assert run.ended == "execution_success", run.error
+    (name,) = run.outputs[only(prompt, "V3DSaveViews")]["text"]
+    folder = server.base / "output" / name.removesuffix(" [output]")
+    views = pack("v3d_core.formats.views").load_views(folder).views
+    expected = pack("v3d_core.cameras")
+    orbit = expected.orbit_cameras(expected.V3D_ORBIT, 512, 512)
+    assert len(views) == 18
+    assert torch.allclose(views.cameras.camera_to_world, orbit.camera_to_world, atol=1e-5)
+
+
+def test_core_s_mesh_and_ours_stand_side_by_side(server, object_info):
+    prompt = workflow_prompt("splat_to_mesh_compare", object_info, QUICK | {"V3DCleanMesh": {}})
+    run = server.run(prompt)
+    assert run.ended == "execution_success", run.error
+    reports, files = {}, {}
+    for number, entry in prompt.items():
+        inputs = entry["inputs"]
+        if entry["class_type"] == "PreviewAny":
+            cleaned = prompt[inputs["source"][0]]["inputs"]["mesh"][0]
+            reports[prompt[cleaned]["class_type"]] = json.loads(run.outputs[number]["text"][0])
+        if entry["class_type"] == "SaveGLB":
+            (shown,) = run.outputs[number]["3d"]
+            path = server.base / "output" / shown["subfolder"] / shown["filename"]
+            files[prompt[inputs["mesh"][0]]["class_type"]] = open_mesh(path)
+    assert set(reports) == set(files) == {"SplatToMesh", "V3DMeshFromSplat"}
+    for kind, mesh in files.items():
+        assert len(mesh.faces) == reports[kind]["faces_before"] > 1000
+        assert_is_the_robot(np.asarray(mesh.vertices), display_colours(mesh, "glb"))
+    assert reports["V3DMeshFromSplat"]["watertight_before"]
 
 
 def test_frames_of_an_sv3d_orbit_become_a_splat(server, all_models):

@@ -1,22 +1,72 @@
 """A saved workflow (UI form) as a prompt (API form), strict about every widget.
 
 Does what the front end's graphToPrompt does for the nodes our workflows use: widgets by position,
-the extra value after a seed, the widgets below a dynamic combo, links, muted and virtual nodes.
+the extra value after a seed, the widgets below a dynamic combo, links, muted and virtual nodes, and
+subgraphs, whose nodes get ids like "12:5".
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 VIRTUAL = ("Note", "MarkdownNote", "Reroute")
 MUTED, BYPASSED = 2, 4
+INPUT_END, OUTPUT_END = -10, -20  # what links of a subgraph call its two ends
+NOT_CHOSEN = ""  # a file that the user is to give; the server refuses it where it is used
 WIDGET_TYPES = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", "COLOR", "LOAD_3D")
 
 
 def to_prompt(workflow: dict, object_info: dict) -> dict:
     """API form of `workflow`; raises ValueError when it does not fit the nodes' schemas."""
-    sources = {link[0]: [str(link[1]), link[2]] for link in workflow["links"]}
+    subgraphs = {
+        entry["id"]: entry for entry in workflow.get("definitions", {}).get("subgraphs", [])
+    }
+    links = {link[0]: tuple(link[1:5]) for link in workflow["links"]}
     prompt = {}
-    for node in workflow["nodes"]:
+    _add(_Graph("", workflow["nodes"], links, subgraphs), object_info, prompt)
+    return prompt
+
+
+@dataclass
+class _Graph:
+    """The workflow, or the subgraph that the node `wrapper` of `outer` stands for."""
+
+    prefix: str
+    nodes: list[dict]
+    links: dict[int, tuple[int, int, int, int]]  # origin and slot there, target and slot there
+    subgraphs: dict[str, dict]
+    outer: _Graph | None = None
+    wrapper: dict | None = None
+
+    def inside(self, wrapper: dict) -> _Graph:
+        """The subgraph of one of this graph's nodes."""
+        subgraph = self.subgraphs[wrapper["type"]]
+        ends = ("origin_id", "origin_slot", "target_id", "target_slot")
+        links = {link["id"]: tuple(link[end] for end in ends) for link in subgraph["links"]}
+        prefix = f"{self.prefix}{wrapper['id']}:"
+        return _Graph(prefix, subgraph["nodes"], links, self.subgraphs, self, wrapper)
+
+    def source(self, link: int) -> list | None:
+        """Node and output that a link comes from, through all subgraphs; None: from nowhere."""
+        origin, slot = self.links[link][:2]
+        if origin == INPUT_END:
+            given = self.wrapper["inputs"][slot].get("link")
+            return None if given is None else self.outer.source(given)
+        node = next(node for node in self.nodes if node["id"] == origin)
+        if node["type"] not in self.subgraphs:
+            return [f"{self.prefix}{origin}", slot]
+        inner = self.inside(node)
+        return inner.source(
+            next(n for n, link in inner.links.items() if link[2:] == (OUTPUT_END, slot))
+        )
+
+
+def _add(graph: _Graph, object_info: dict, prompt: dict) -> None:
+    for node in graph.nodes:
         if node["type"] in VIRTUAL or node.get("mode") in (MUTED, BYPASSED):
+            continue
+        if node["type"] in graph.subgraphs:
+            _add(graph.inside(node), object_info, prompt)
             continue
         if node["type"] not in object_info:
             raise ValueError(f"no node {node['type']} in this ComfyUI")
@@ -26,10 +76,10 @@ def to_prompt(workflow: dict, object_info: dict) -> dict:
         for slot in node.get("inputs", []):
             if slot["name"].split(".")[0] not in known:
                 raise ValueError(f"{node['type']} has no input {slot['name']}")
-            if slot.get("link") is not None:
-                inputs[slot["name"]] = sources[slot["link"]]
-        prompt[str(node["id"])] = {"class_type": node["type"], "inputs": inputs}
-    return prompt
+            source = None if slot.get("link") is None else graph.source(slot["link"])
+            if source is not None:
+                inputs[slot["name"]] = source
+        prompt[f"{graph.prefix}{node['id']}"] = {"class_type": node["type"], "inputs": inputs}
 
 
 def _all_inputs(info: dict) -> dict:
@@ -64,7 +114,7 @@ def _take(values: list, specs: dict, prefix: str, inputs: dict, owner: str) -> N
                 raise ValueError(f"{owner}: {value!r} is no choice of {prefix}{name}")
             below = {**chosen["inputs"].get("required", {}), **chosen["inputs"].get("optional", {})}
             _take(values, below, f"{prefix}{name}.", inputs, owner)
-        elif choices and value not in choices:
+        elif choices and value not in choices and value != NOT_CHOSEN:
             raise ValueError(f"{owner}: {value!r} is no choice of {prefix}{name}: {choices}")
         if options.get("control_after_generate"):
             control = values.pop(0)

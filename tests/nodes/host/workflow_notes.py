@@ -1,0 +1,190 @@
+"""The notes that stand in workflows/*.json; Markdown, as the front end shows it."""
+
+from __future__ import annotations
+
+OWN_FRAMES = """
+### Your own frames
+* Put them in a folder below ComfyUI's `input`, press **R**, and choose it in *V3D Load Views*.
+* Which orbit made them? Choose it in *V3D Orbit Cameras*: `v3d` (18 frames), `sv3d` (21 frames), \
+or `custom`. A folder with a `transforms.json`, as the demo's, keeps its own cameras.
+* Frames from other nodes (SV3D, a video, Load Image)? Put *V3D Posed Views* in the place of \
+*V3D Load Views*. Background: alpha, else masks, else a flat one is cut out.
+"""
+
+QUALITY = """### Quality and time
+`preset`: draft to look, normal to keep, best for detail. Cancel stops at once; *Finish now* on the \
+running fit keeps what there is.
+"""
+
+UNSEEN = """### What an orbit cannot see
+All cameras stand at one height: the very top and bottom of the object are closed, not seen.
+"""
+
+SPLAT_NOTE = f"""## Orbit frames to a Gaussian splat
+Queue it as it is: it loads the 18-frame orbit that comes with V3D, fits a splat, renders it with \
+core's Render Splat and saves a `.ply`.
+{OWN_FRAMES}
+{QUALITY}"""
+
+ASSET = """### The asset
+* *V3D Clean Mesh*: `faces` is the budget. 20,000 suits engines and the web, a few thousand phones.
+* *V3D Refine Texture* takes the frames themselves, not a fit's views, and lays them on the surface \
+where they disagree. `texture_size` 1024 holds what 18 frames of 512 px show.
+* *V3D Export Mesh* also writes obj, ply, stl for printers and usdz for phones.
+"""
+
+MESH_NOTE = f"""## Orbit frames to a textured mesh
+Queue it as it is: it loads the 18-frame orbit that comes with V3D, fits a splat, takes a closed \
+mesh out of it, makes that light, and gives it a texture from the frames, saved as `.glb`.
+{OWN_FRAMES}
+{ASSET}
+{UNSEEN}"""
+
+NEUS_NOTE = f"""## Orbit frames to a smooth, closed surface
+Queue it as it is: it loads the 18-frame orbit that comes with V3D, fits a surface (NeuS) and takes \
+a mesh out of it, makes that light, and gives it a texture from the frames, saved as `.glb`. It \
+takes longer than *frames_to_mesh* and gives a smoother, more exact mesh.
+
+### The surface
+* *V3D Extract Mesh* may run again with another `resolution`; the fit stays.
+* *V3D Save SDF* keeps the fitted surface. Another day connect *V3D Load SDF* to *V3D Extract Mesh* \
+and *V3D Clean Mesh*, and nothing is fitted again.
+* Have you normal maps of the frames, from any normal estimator? Connect them to `normals`.
+{ASSET}
+{OWN_FRAMES}
+{UNSEEN}"""
+
+EVALUATE_NOTE = f"""## How good is a splat of these frames?
+Queue it as it is: it fits a splat to the 18 training views of the demo orbit, renders the 6 views \
+that were held out of the fit, and compares them with the true ones.
+
+### The figures
+* `psnr_object`: dB on the object alone, more is better; `psnr` counts the white background too. \
+One dB more or less can be seen. `ssim`: 1 is the same picture.
+* The picture shows *rendering | truth | difference*.
+* `psnr_train` of the fit says little: it also rises while the splat learns the faults of the frames.
+* Seconds depend on the engine: *V3D Environment* says which one runs here and why.
+
+### Your own frames
+* A data set whose folder holds `transforms_train.json` and `transforms_test.json` works like the \
+demo: choose it in both *V3D Load Views*; the second reads the `test` split.
+* Plain frames have no test split: set `hold_out` of *V3D Fit Splat* to 6. Every 6th view is then \
+scored instead of fitted, and the report of the fit has `psnr_test`. The right half is not needed.
+* Frames of a video model: low `psnr_test` beside high `psnr_train` means that they do not show one \
+object. The report also says by how many pixels each view was moved.
+
+{QUALITY}"""
+
+COMPARE_NOTE = """## Two ways from a splat to a mesh
+Queue it as it is: it fits a splat to the demo orbit and makes a mesh of it twice, with core's \
+*Extract Mesh from Splat* above and *V3D Mesh from Splat* below.
+
+### What differs
+* Core's node makes a surface where the density of the splat passes `level`. It needs no cameras, \
+and works on any splat, scenes too. The walls have an inside.
+* V3D's node renders depth from the views and fuses it. It makes one closed surface without an \
+inside, for one object seen from around.
+
+### What the reports say
+*V3D Clean Mesh* says what it found and mended (`faces` is 0: no budget). Compare `faces_before`, \
+`watertight_before`, `holes_filled` and `small_part_faces`: a printer or an engine's physics wants a \
+watertight mesh. Both ways work at `resolution` 160 here; core's own default, 384, makes over a \
+million faces of this splat, and cleaning those takes minutes.
+
+Another splat? Put *Get Splat* in the place of *V3D Fit Splat*. Without views \
+V3D's node looks from around by itself.
+"""
+
+PICTURE = """### The picture
+The first frame of the demo orbit stands for yours. **Your own**: drag a picture onto *Load Image* \
+and connect its `IMAGE` to *Get Image from Batch*. One object, seen from its front at its own \
+height, not cut off. *Remove Background* finds it (`birefnet.safetensors` in \
+`models/background_removal`). Has your picture alpha? Then you may connect *Load Image*'s `MASK` to \
+*V3D Prepare Image* instead and delete the two background nodes.
+"""
+
+V3D_FILES = """### Two model files, in `models/checkpoints`
+* [V3D.ckpt](https://huggingface.co/heheyas/V3D), 6.5 GB: the video model. Its authors publish no \
+licence; it is a fine-tune of Stable Video Diffusion.
+* [svd_xt.safetensors]\
+(https://huggingface.co/stabilityai/stable-video-diffusion-img2vid-xt): only its image encoder is \
+read. Stability AI's licence; its page asks you to log in and agree before you download.
+
+The command `v3d convert` makes V3D.ckpt a file of half the size that loads faster; choose it \
+in V3D Load Model then.
+"""
+
+ORBIT = """### The orbit
+Look at the 18 frames first: a fit cannot mend an orbit that drifts. Another `seed` gives another \
+back of the object; `scale` 3.5 to 4.5.
+"""
+
+IMAGE_SPLAT_NOTE = f"""## One picture to a Gaussian splat
+Cuts the object out, turns V3D's camera around it (18 frames), fits a splat to them and saves a \
+`.ply`.
+
+{PICTURE}
+{V3D_FILES}
+{ORBIT}
+{QUALITY}"""
+
+IMAGE_MESH_NOTE = f"""## One picture to a textured mesh
+Cuts the object out, turns V3D's camera around it (18 frames), fits a splat to them, takes a closed \
+mesh out of it, makes that light, and gives it a texture from the frames, saved as `.glb`.
+
+{PICTURE}
+{V3D_FILES}
+{ORBIT}
+{ASSET}
+{UNSEEN}"""
+
+KSAMPLER_NOTE = f"""## One picture to an orbit, by core's own sampler
+*V3D Conditioning* tells core's *KSampler* what V3D's model has to know, so that samplers, \
+schedulers, LoRAs and patches of other packs can be tried. With the values set here (euler, karras, \
+25 steps, cfg 3.5) it gives the orbit of *V3D Sample Orbit*. *V3D Save Views* writes frames and \
+cameras to `output/v3d`, where *V3D Load Views* and other programs find them.
+
+{PICTURE}
+{V3D_FILES}
+### Seeds
+The `seed` of *V3D Conditioning* and that of *KSampler* are two; keep them alike.
+"""
+
+ANY_MESH_NOTE = """## A texture for any mesh
+Queue it as it is: a draft splat of the demo orbit and core's *Extract Mesh from Splat* stand for \
+the node that makes your mesh (its walls have an inside, which takes a part of the texture). Put \
+yours in their place: TripoSplat, Hunyuan3D, a loader of files, ...
+
+### What fits
+* The mesh must stand where the cameras of the views expect it: up is +Y, and the object's front \
+looks along +Z for an orbit of V3D.
+* *V3D Clean Mesh* turns faces outward, closes holes, drops what is hidden inside, and keeps to a \
+budget of faces. Your mesh is light and has uvs you like? Set `faces` to 0, or delete the node.
+* *V3D Refine Texture* keeps uvs that came in unless you switch `new_uvs` on.
+
+### The views
+* *V3D Load Views* reads folders of ComfyUI's `input` (transforms.json, COLMAP or plain frames).
+* Or connect any batch of images to *V3D Posed Views* with the cameras of *V3D Orbit Cameras*.
+
+### What no view saw
+The mask `unseen` marks it in the texture: a start for inpainting.
+"""
+
+SV3D_NOTE = f"""## SV3D's orbit to a Gaussian splat
+Core's nodes sample 21 frames with Stability AI's SV3D_u; V3D only prepares the picture and fits \
+the splat.
+
+{PICTURE}
+### One model file, in `models/checkpoints`
+[sv3d_u.safetensors](https://huggingface.co/stabilityai/sv3d), Stability AI's licence; its page \
+asks you to log in and agree before you download. No file of V3D is needed.
+
+### The cameras
+`sv3d` in V3D Orbit Cameras are those of SV3D_u: 21 frames, the last one shows the input picture. \
+For **sv3d_p.safetensors** choose `sv3d_p` and give it the elevation of SV3D_Conditioning: that node \
+asks for other cameras, with the input picture first and last.
+
+Is the splat inside out? Then the orbit goes the other way: `custom`, 21 views, radius 3.8, fov \
+33.8, azimuth -17 and `clockwise`.
+
+{QUALITY}"""
