@@ -24,7 +24,7 @@ Pairs = dict[tuple[int, int], list[tuple[int, int]]]  # edge (a < b) -> couples 
 MAX_ROUNDS = 16  # of halving; each takes all over-used edges that share no face
 
 
-def split_shared_edges(mesh: Mesh) -> Mesh:
+def split_shared_edges(mesh: Mesh, tick: Callable[[], None] = lambda: None) -> Mesh:
     """Make every edge one of exactly two faces, without moving the surface.
 
     Around an over-used edge the faces are paired so that each pair encloses solid. First every
@@ -33,16 +33,21 @@ def split_shared_edges(mesh: Mesh) -> Mesh:
     edge stay in one fan, each pair gets a middle point of its own on the edge.
 
     Faces must be oriented outward; edges whose faces do not come in opposite pairs are left.
+    `tick` is called between the steps.
     """
     pairs = _solid_pairs(mesh)
+    tick()
     if not pairs:
         return mesh
     mesh = drop_fins(mesh)
+    tick()
     pairs = _solid_pairs(mesh)
+    tick()
     corners, sources = _separate_corners(mesh.faces.cpu().numpy(), pairs, len(mesh.vertices))
     source = torch.from_numpy(sources).to(mesh.device)
     mesh = _with_vertices(mesh, torch.from_numpy(corners).to(mesh.device), lambda x: x[source])
     for _ in range(MAX_ROUNDS):
+        tick()
         pairs = _solid_pairs(mesh)
         if not pairs:
             break

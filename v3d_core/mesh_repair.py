@@ -114,12 +114,12 @@ def drop_inverted_components(mesh: Mesh) -> Mesh:
     return select_faces(mesh, (volumes > 0)[labels])
 
 
-def fill_holes(mesh: Mesh, max_edges: int = 64) -> Mesh:
+def fill_holes(mesh: Mesh, max_edges: int = 64, tick: Callable[[], None] = lambda: None) -> Mesh:
     """Close boundary loops of up to `max_edges` edges, by one triangle or a fan about the middle.
 
-    Vertex colours of a new middle vertex are the mean of its loop.
+    Vertex colours of a new middle vertex are the mean of its loop. `tick` is called on the way.
     """
-    loops = [loop for loop in _boundary_loops(mesh) if 3 <= len(loop) <= max_edges]
+    loops = [loop for loop in _boundary_loops(mesh, tick) if 3 <= len(loop) <= max_edges]
     if not loops:
         return mesh
     faces, middles = [], []
@@ -147,8 +147,16 @@ def fill_holes(mesh: Mesh, max_edges: int = 64) -> Mesh:
     )
 
 
-def taubin_smooth(mesh: Mesh, iterations: int = 10) -> Mesh:
-    """Smooth without shrinking: low-pass filter of the vertex positions (Taubin 1995)."""
+def taubin_smooth(
+    mesh: Mesh, iterations: int = 10, tick: Callable[[float], None] = lambda share: None
+) -> Mesh:
+    """Smooth without shrinking: low-pass filter of the vertex positions (Taubin 1995).
+
+    Args:
+        mesh: Any mesh.
+        iterations: Pairs of a shrinking and a growing step.
+        tick: Told the finished share after every step.
+    """
     if iterations < 0:
         raise ValueError(f"taubin_smooth: iterations must be at least 0, got {iterations}")
     if not iterations or not len(mesh.faces):
@@ -156,7 +164,8 @@ def taubin_smooth(mesh: Mesh, iterations: int = 10) -> Mesh:
     grow = 1.0 / (TAUBIN_PASS_BAND - 1.0 / TAUBIN_SHRINK)
     average = _neighbour_average(mesh)
     vertices = mesh.vertices.double()
-    for step in [TAUBIN_SHRINK, grow] * iterations:
+    for number, step in enumerate([TAUBIN_SHRINK, grow] * iterations):
+        tick(number / (2 * iterations))
         vertices = vertices + step * (average(vertices) - vertices)
     return dataclasses.replace(mesh, vertices=vertices.to(mesh.vertices.dtype), normals=None)
 
@@ -231,11 +240,23 @@ def _face_labels(mesh: Mesh) -> Tensor:  # [M] int64
     return torch.from_numpy(labels[faces[:, 0]].astype(np.int64)).to(mesh.device)
 
 
-def _boundary_loops(mesh: Mesh) -> list[list[int]]:
+def _boundary_loops(mesh: Mesh, tick: Callable[[], None]) -> list[list[int]]:
     # loops of vertices around holes, in the direction that new faces need
     faces = mesh.faces.cpu().numpy()
     edges = np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]])
     count = len(mesh.vertices)
+    # first those that are not one of just two on their line, a few, and of these the open ones
+    lines = edges.min(axis=1) * count + edges.max(axis=1)
+    order = np.argsort(lines, kind="stable")
+    tick()
+    new = np.flatnonzero(np.r_[True, np.diff(lines[order]) != 0])
+    two = new[np.diff(np.r_[new, len(lines)]) == 2]
+    one, other = order[two], order[two + 1]
+    closed = edges[one, 0] == edges[other, 1]
+    some = np.ones(len(edges), bool)
+    some[one[closed]] = some[other[closed]] = False
+    tick()
+    edges = edges[some]
     codes, twins = edges[:, 0] * count + edges[:, 1], edges[:, 1] * count + edges[:, 0]
     open_edges = edges[~np.isin(codes, twins)]
     following: dict[int, list[int]] = {}

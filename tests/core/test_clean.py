@@ -2,6 +2,7 @@
 
 import json
 import math
+import time
 
 import numpy as np
 import pytest
@@ -12,8 +13,10 @@ from hypothesis import strategies as st
 
 from v3d_core.mesh.clean import clean
 from v3d_core.mesh.clean_config import CleanConfig
-from v3d_core.mesh.topology import count_edges
-from v3d_core.mesh_repair import signed_volume
+from v3d_core.mesh.parts import outward_turns
+from v3d_core.mesh.shape import close_holes, smooth_keeping_volume
+from v3d_core.mesh.topology import count_edges, weld_borders
+from v3d_core.mesh_repair import signed_volume, taubin_smooth
 from v3d_core.structures import Mesh
 
 torch.set_num_threads(2)
@@ -385,6 +388,26 @@ def test_progress_rises_to_the_end_and_cancels():
         clean(ball(), CleanConfig(300), progress=stop)
 
 
+def test_long_steps_look_at_cancel_on_the_way():
+    # each takes more than a second for a soup of a million faces, and none of its parts does
+    whole = ball(subdivisions=2)
+    holes = soup(Mesh(whole.vertices, whole.faces[5:]))
+    vertices, faces = holes.vertices.double().numpy(), holes.faces.numpy()
+    joined_up = weld_borders(vertices, faces, 1e-6)[faces]
+    patch = np.zeros(len(faces), np.int64)
+    open_ball = Mesh(holes.vertices, torch.from_numpy(joined_up))
+    for least, step in (
+        (3, lambda tick: weld_borders(vertices, faces, 1e-6, tick)),
+        (2, lambda tick: outward_turns(vertices, joined_up, patch, patch > 0, tick)),
+        (4, lambda tick: close_holes(open_ball, 64, tick)),
+        (10, lambda tick: taubin_smooth(open_ball, 5, lambda share: tick())),
+        (5, lambda tick: smooth_keeping_volume(whole, 1, lambda share: tick())),
+    ):
+        looks: list[int] = []
+        step(lambda looks=looks: looks.append(1))
+        assert len(looks) >= least
+
+
 @pytest.mark.parametrize(
     ("build", "complaint"),
     [
@@ -417,6 +440,12 @@ def test_settings_out_of_range_are_named(settings_, complaint):
 def test_a_million_faces_are_cleaned_with_a_look_at_cancel_every_few_seconds():
     whole = ball(subdivisions=8)
     assert len(whole.faces) > 1_000_000
-    result = clean(whole, CleanConfig(smooth_iterations=5))
+    looks = [time.process_time()]  # of work: other programs do not count
+
+    def look(*_: object) -> None:
+        looks.append(time.process_time())
+
+    result = clean(whole, CleanConfig(smooth_iterations=5), progress=look)
+    assert np.diff(looks).max() < 3
     assert result.report["watertight"] and result.report["faces"] <= 20_000
     assert result.report["decimation_error"]["high"] < 1e-3

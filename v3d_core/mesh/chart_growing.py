@@ -33,6 +33,7 @@ def grown_charts(
         tick: Called between rounds with the share that is done and a line for people.
     """
     normals, areas = face_vectors(vertices, faces)
+    tick(0.0, "cutting")
     labels = _merged(vertices, faces, normals, areas, np.cos(np.radians(max_tilt_deg)), tick)
     return projected_charts(vertices, faces, labels)
 
@@ -88,6 +89,7 @@ def _merged(
     tick: Callable[[float, str], None],
 ) -> Ints:  # [M] piece of each face
     pairs, shared, outline = face_pairs(vertices, faces)
+    tick(0.0, "cutting")
     count = len(faces)
     piece = np.arange(count)
     vector, area, outline = normals * areas[:, None], areas.copy(), outline.copy()

@@ -90,7 +90,8 @@ def faces_on_top(charts: Charts, cell: float, tick: Callable[[], None]) -> NDArr
     offsets = np.cumsum(room) - room
     tick()
     owners = np.full(int(room.sum()), -1, np.int32)  # of each cell of each chart's own box
-    for which, row, column in covered_cells(covered_spans(triangles)):
+    spans = covered_spans(triangles)
+    for which, row, column in covered_cells(spans):
         tick()
         chart = labels[which]
         key = offsets[chart] + row * size[chart, 0] + column
@@ -142,6 +143,7 @@ def faces_at_crossings(charts: Charts, tick: Callable[[], None]) -> NDArray[np.b
     """
     found = np.zeros(len(charts.faces), np.bool_)
     ends, owner, rim = _edges(charts)
+    tick()
     # inner edges too: at a point where the chart touches itself, its rim may turn without crossing
     if not len(ends):
         return found
@@ -152,7 +154,9 @@ def faces_at_crossings(charts: Charts, tick: Callable[[], None]) -> NDArray[np.b
     index = np.repeat(np.arange(len(which)), rows)
     row = np.arange(len(index)) - np.repeat(np.cumsum(rows) - rows, rows) + low[index]
     which, column = which[index], column[index]
+    tick()
     order = np.lexsort((row, column, charts.labels[owner[which]]))
+    tick()
     which, column, row = which[order], column[order], row[order]
     label = charts.labels[owner[which]]
     area = np.abs(signed_areas(charts.places, charts.faces))

@@ -73,6 +73,7 @@ def pack(
     rim = -(-gap // 2)
     side = cells - 2 * rim
     inside = labels >= 0
+    tick(f"packing {count} charts")
     upright = _upright(places, labels, count)
     extent = _extents(upright, labels, count)
     largest = side * (1 - 1e-9) / max(float(extent.max()), 1e-300)  # the longest chart just fits
@@ -82,7 +83,10 @@ def pack(
         tick(f"packing {count} charts, pass {attempt + 1}")
         grid = upright * scale
         lying = _quarter_turn(grid, extent[labels] * scale)
-        outlines = [_outlines(points, labels, edges, count) for points in (grid, lying)]
+        outlines = []
+        for points in (grid, lying):
+            outlines.append(_outlines(points, labels, edges, count))
+            tick(f"packing {count} charts, pass {attempt + 1}")
         fit = _fall(outlines, side, gap, tick)
         if fit.height <= side:
             best = (scale, fit)

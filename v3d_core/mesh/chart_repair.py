@@ -54,10 +54,14 @@ def without_overlaps(
     suspects = np.arange(len(faces))  # faces whose charts are still to be looked at
     for attempt in range(MAX_REPAIRS + 1):
         bad = _not_flat(charts, vertices, faces[suspects])
-        bad |= faces_at_crowded_points(charts) | faces_at_crossings(charts, tick)
+        tick()
+        bad |= faces_at_crowded_points(charts)
+        tick()
+        bad |= faces_at_crossings(charts, tick)
         bad |= faces_on_top(charts, cell, tick)
         sick = np.isin(charts.labels, np.unique(charts.labels[bad]))
         well = np.flatnonzero(~sick)
+        tick()
         sound.append((suspects[well], _remaining(charts, well)))
         if not sick.any():
             break

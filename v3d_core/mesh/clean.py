@@ -70,8 +70,8 @@ def clean(
         config: What is done and how far; None is the default.
         distance: A signed distance: points [N, 3] to distances [N], negative inside, and unit
             normals [N, 3]; vertices are moved onto its surface before decimation.
-        progress: Told after every step; raising in it cancels. Steps take under a second for a
-            million faces.
+        progress: Told after every step; raising in it cancels. Steps take at most about a
+            second for a million faces.
 
     Returns:
         The mesh with unit vertex normals, and the report.
@@ -90,6 +90,7 @@ def clean(
             f"clean: all {len(mesh.faces)} faces lie in one point; there is no surface"
         )
     bar = _Bar(progress)
+    bar(0.0, "Looking at the mesh")
     before = count_edges(mesh.faces.cpu().numpy())
     work = _Work(mesh, bar)
     repair(work, config, unit)
@@ -119,7 +120,8 @@ def clean(
 def repair(work: _Work, config: CleanConfig, unit: float) -> None:
     """All that makes faces agree: one surface, looking outward, closed where holes are small."""
     tick = work.bar.stage(0.0, 0.3, "Repairing the mesh")
-    target = weld_borders(work.vertices, work.faces, config.weld_distance * unit)
+    target = weld_borders(work.vertices, work.faces, config.weld_distance * unit, lambda: tick(0.0))
+    tick(0.05)
     work.join("welded_vertices", target)
     tick(0.1)
     work.counts |= {"joined_short_sides": 0, "straightened_faces": 0}
@@ -140,15 +142,18 @@ def repair(work: _Work, config: CleanConfig, unit: float) -> None:
     tick(0.4)
     patch = patches(work.faces, pairs)
     tick(0.45)
-    outward = outward_turns(work.vertices, work.faces, patch, turns)
+    outward = outward_turns(work.vertices, work.faces, patch, turns, lambda: tick(0.45))
     work.turn("turned_faces", turns ^ outward)
     tick(0.5)
     edges = count_edges(work.faces)
     work.counts["shared_edges_before"] = edges.shared
     if edges.shared:
-        work.split_shared()
+        work.split_shared(lambda: tick(0.5))
+    tick(0.5)
     if edges.shared or edges.twisted or edges.open:
-        work.separate(edge_pairs(work.faces))
+        pairs = edge_pairs(work.faces)
+        tick(0.55)
+        work.separate(pairs)
     tick(0.6)
     parts = chosen_parts(
         work.vertices, work.faces, config.min_component_share, config.max_components
@@ -158,9 +163,11 @@ def repair(work: _Work, config: CleanConfig, unit: float) -> None:
     if config.drop_hidden:
         hidden = hidden_parts(work.vertices, work.faces, lambda: tick(0.8))
         work.drop("hidden_part_faces", hidden)
+        tick(0.8)
     work.counts["holes_filled"] = 0
     if config.max_hole_edges and count_edges(work.faces).open:
-        filled, count = close_holes(work.mesh, config.max_hole_edges)
+        tick(0.85)
+        filled, count = close_holes(work.mesh, config.max_hole_edges, lambda: tick(0.9))
         work.counts["holes_filled"] = count
         if count:
             work.replace_mesh(filled)
@@ -249,9 +256,9 @@ class _Work:
             self._with_faces(faces, normals=False)
             self.corners = None
 
-    def split_shared(self) -> None:
+    def split_shared(self, tick: Callable[[], None]) -> None:
         """Take edges of four or more faces apart where solid lies between pairs of them."""
-        mesh = split_shared_edges(self.mesh)
+        mesh = split_shared_edges(self.mesh, tick)
         same = len(mesh.faces) == len(self.faces)
         self.replace_mesh(mesh, self.corners if same else None)
 

@@ -68,7 +68,7 @@ def decimate(
         max_error: Bound on the 99.9th percentile of the distances between source and result, the
             larger one of both directions, as a share of the source's diagonal, 0 to 1.
         tick: Told the finished share several times a second; raising in it cancels. One step on a
-            million faces takes half a second.
+            million faces takes about a second: the package holds the interpreter's lock meanwhile.
 
     Raises:
         ValueError: `target_faces` or `max_error` is out of range.
@@ -80,8 +80,10 @@ def decimate(
     if len(mesh.faces) <= target_faces:
         return Decimated(mesh, None, "")
     source = mesh if mesh.normals is not None else with_normals(mesh)
+    tick(0.0)
     bare = Mesh(mesh.vertices, mesh.faces)
     levels = _levels(bare, target_faces, lambda share: tick(0.6 * share))
+    tick(0.6)
     queries = MeshQueries(source.vertices, source.faces)
     tick(0.7)
 
@@ -174,7 +176,7 @@ def simplified(
     closed = count_edges(light.faces.cpu().numpy()).watertight
     tick()
     if not closed:
-        light = split_shared_edges(light)
+        light = split_shared_edges(light, tick)
     if not 0 < len(light.faces) < len(mesh.faces):
         return None
     if not closed and count_edges(faces).watertight:

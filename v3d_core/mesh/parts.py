@@ -42,6 +42,7 @@ def outward_turns(
     faces: np.ndarray,
     patch: np.ndarray,  # [M]
     turned: np.ndarray,  # [M] bool
+    tick: Callable[[], None] = lambda: None,
 ) -> np.ndarray:  # [M] bool
     """Faces of patches that look inward when the `turned` faces are turned.
 
@@ -55,9 +56,11 @@ def outward_turns(
     centre = np.stack(
         [np.bincount(patch, weights=areas * middle[:, axis]) / whole for axis in range(3)], axis=1
     )
+    tick()
     a, b, c = (corners - centre[patch][:, None]).swapaxes(0, 1)
     volumes = (a * np.cross(b, c)).sum(axis=1) / 6 * np.where(turned, -1, 1)
     volume = np.bincount(patch, weights=volumes)
+    tick()
     closed = _closed(faces, patch)
     return (volume < np.where(closed, 0.0, -FLAT * whole**1.5))[patch]
 

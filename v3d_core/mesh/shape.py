@@ -16,7 +16,6 @@ from .topology import count_edges
 
 Distance = Callable[[Tensor], tuple[Tensor, Tensor]]  # [N, 3] -> [N], [N, 3] unit
 
-SMOOTH_AT_ONCE = 2  # Taubin steps between two ticks
 VOLUME_ROUNDS = 4  # of Newton's method for an offset; each squares the error
 FIELD_STEPS = 3  # of Newton's method onto the field
 FIELD_REACH = 0.02  # of the diagonal: a vertex farther off belongs to another surface
@@ -25,17 +24,21 @@ POINTS_PER_BATCH = 1 << 15
 LARGEST_LID = 0.25  # of the part's area: a larger loop is a rim, as of a bowl or a sheet
 
 
-def close_holes(mesh: Mesh, max_edges: int) -> tuple[Mesh, int]:
+def close_holes(
+    mesh: Mesh, max_edges: int, tick: Callable[[], None] = lambda: None
+) -> tuple[Mesh, int]:
     """Close loops of up to so many open edges, but no rims, and count them.
 
     A loop is a rim when its lid would have more than `LARGEST_LID` of the area of its part.
     """
-    filled = fill_holes(mesh, max_edges)
+    filled = fill_holes(mesh, max_edges, tick)
+    tick()
     old, added = len(mesh.faces), len(filled.faces) - len(mesh.faces)
     if not added:
         return mesh, 0
     areas = face_areas(filled)
     labels = torch.from_numpy(part_labels(filled.faces.cpu().numpy())).to(mesh.device)
+    tick()
     part_area = torch.bincount(labels[:old], weights=areas[:old], minlength=int(labels.max()) + 1)
     # a lid is one triangle on old vertices, or a fan about one new vertex
     new = filled.faces[old:]
@@ -58,16 +61,15 @@ def smooth_keeping_volume(
 ) -> Tensor:  # [N, 3]
     """Vertices after Taubin smoothing; a watertight mesh is moved along its normals to the volume
     it had."""
-    smooth = mesh
-    for done in range(0, iterations, SMOOTH_AT_ONCE):
-        smooth = taubin_smooth(smooth, min(SMOOTH_AT_ONCE, iterations - done))
-        tick(min(1.0, (done + SMOOTH_AT_ONCE) / iterations))
+    smooth = taubin_smooth(mesh, iterations, tick)
     if not count_edges(mesh.faces.cpu().numpy()).watertight:
         return smooth.vertices
+    tick(1.0)
     wanted = signed_volume(mesh)
     normals = _with_normals(smooth).normals
     assert normals is not None
     for _ in range(VOLUME_ROUNDS):
+        tick(1.0)
         area = float(face_areas(smooth).sum())
         offset = (wanted - signed_volume(smooth)) / area
         smooth = dataclasses.replace(smooth, vertices=smooth.vertices + offset * normals)

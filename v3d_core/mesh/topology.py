@@ -6,6 +6,7 @@ s and s + 1, and has the number s * M + f.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -88,7 +89,12 @@ def border_vertices(faces: np.ndarray, count: int) -> np.ndarray:  # [N] bool
     return border
 
 
-def weld_borders(vertices: np.ndarray, faces: np.ndarray, distance: float) -> np.ndarray:  # [N]
+def weld_borders(
+    vertices: np.ndarray,
+    faces: np.ndarray,
+    distance: float,
+    tick: Callable[[], None] = lambda: None,
+) -> np.ndarray:  # [N]
     """The vertex that each vertex becomes when borders that lie on each other are joined.
 
     Only vertices at open edges are joined, so closed parts that touch stay apart. Sides of a face
@@ -98,12 +104,17 @@ def weld_borders(vertices: np.ndarray, faces: np.ndarray, distance: float) -> np
         vertices: Positions. [N, 3]
         faces: Vertex indices. [M, 3]
         distance: Largest distance between vertices that become one, world units.
+        tick: Called between the steps.
     """
     target = np.arange(len(vertices))
     (places,) = np.nonzero(border_vertices(faces, len(vertices)))
     if not len(places):
         return target
-    near = KDTree(vertices[places]).query_pairs(distance, output_type="ndarray")
+    tick()
+    tree = KDTree(vertices[places])
+    tick()
+    near = tree.query_pairs(distance, output_type="ndarray")
+    tick()
     ones = np.ones(len(near), np.int8)
     graph = coo_matrix((ones, (near[:, 0], near[:, 1])), shape=(len(places), len(places)))
     _, labels = connected_components(graph, directed=False)

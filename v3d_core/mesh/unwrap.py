@@ -92,12 +92,16 @@ def unwrap(mesh: Mesh, config: UnwrapConfig | None = None, *, progress: Progress
     def packing(text: str) -> None:
         progress(CUTTING_STEPS + CHECKING_STEPS, STEPS, None, text)
 
+    cutting(0.0, "looking at the mesh")
     solid = np.flatnonzero(~degenerate_faces(vertices, faces))
+    cutting(0.0, "looking at the mesh")
     if engine == "xatlas":
         charts = xatlas_charts(load("xatlas"), vertices, faces[solid], config.max_cost, cutting)
     else:
         charts = grown_charts(vertices, faces[solid], config.max_tilt_deg, cutting)
+    checking()
     charts = with_true_scale(charts, vertices, faces[solid])
+    checking()
     charts = without_overlaps(charts, vertices, faces[solid], config, checking)
     charts = with_collapsed_faces(joined([(solid, charts)], len(faces)), faces, len(vertices))
     edges = np.concatenate(
