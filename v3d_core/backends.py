@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -50,6 +51,7 @@ OPTIONAL_PACKAGES = {
         OptionalPackage("rembg", "rembg", "cutting out the object of a photograph"),
         OptionalPackage("onnxruntime", "onnxruntime", "the runtime of rembg"),
         OptionalPackage("pxr", "usd-core", "writing .usdz files for phones"),
+        OptionalPackage("tensorboard", "tensorboard", "curves of a training in the browser"),
     )
 }
 
@@ -113,6 +115,16 @@ def load_usd() -> ModuleType:
             f"pxr does not import ({error}); pip install --force-reinstall {install}"
         ) from error
     return package
+
+
+def load_summary_writer() -> Callable[..., Any]:
+    """torch's writer of TensorBoard's files.
+
+    Raises:
+        MissingPackageError: tensorboard is absent or broken.
+    """
+    load("tensorboard")
+    return importlib.import_module("torch.utils.tensorboard").SummaryWriter
 
 
 def load_lpips_network() -> tuple[torch.nn.Module | None, str]:

@@ -25,6 +25,7 @@ from .cli_shared import (
     progress_bar,
     shown_options,
 )
+from .cli_train import add_train_command
 from .cli_train_data import add_train_data_command
 from .formats.ply import write_splat_ply
 from .formats.views import has_split
@@ -111,6 +112,8 @@ def build_parser() -> argparse.ArgumentParser:
     add_refine_commands(commands)
 
     add_train_data_command(commands)
+
+    add_train_command(commands)
 
     add_env_command(commands)
 

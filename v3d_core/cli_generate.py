@@ -57,7 +57,7 @@ def add_convert_command(commands: Any) -> None:
     convert.add_argument(
         "--out", type=Path, required=True, metavar="FILE.safetensors|FOLDER", help="what to make"
     )
-    _add_companion(convert)
+    add_companion(convert)
     convert.add_argument("--dtype", choices=tuple(DTYPES), default="float16", help="%(default)s")
     convert.set_defaults(run=run_convert)
 
@@ -68,7 +68,7 @@ def add_orbit_options(parser: argparse.ArgumentParser) -> None:
     model.add_argument(
         "--model", type=Path, metavar="PATH", help=f"{V3D_FILE}; default: $V3D_MODEL"
     )
-    _add_companion(model)
+    add_companion(model)
     model.add_argument(
         "--dtype", choices=("auto", *DTYPES), default="auto", help="auto: float16 on CUDA"
     )
@@ -143,7 +143,8 @@ def _add_advanced_options(
     )
 
 
-def _add_companion(parser: argparse._ActionsContainer) -> None:
+def add_companion(parser: argparse._ActionsContainer) -> None:
+    """Option for the files of what the model lacks."""
     parser.add_argument(
         "--companion",
         type=Path,
@@ -180,7 +181,7 @@ def run_convert(options: argparse.Namespace) -> None:
         with progress_bar("convert") as progress:
             made = convert_to_safetensors(options.model, options.out, dtype, progress)
     else:
-        parts = _chosen_parts(options)
+        parts = chosen_parts(options)
         with progress_bar("convert") as progress:
             made = convert_to_diffusers(parts, options.out, dtype, progress)
     say(f"{made.path}: {made.tensors:,} tensors, {made.size / 2**20:,.0f} MiB in {options.dtype}")
@@ -193,7 +194,7 @@ def run_convert(options: argparse.Namespace) -> None:
 def _sample(options: argparse.Namespace, jobs: Sequence[PictureJob]) -> int:
     config, prepare = chosen_orbit_config(options), chosen_prepare(options)
     source = ModelSource(
-        _chosen_parts(options),
+        chosen_parts(options),
         chosen_device(options.device),
         DTYPES.get(options.dtype),
         OFFLOAD[options.offload],
@@ -241,7 +242,7 @@ def chosen_prepare(options: argparse.Namespace) -> PrepareConfig:
     return PrepareConfig(options.border_ratio, options.size, options.mask_threshold)
 
 
-def _chosen_parts(options: argparse.Namespace) -> ModelParts:
+def chosen_parts(options: argparse.Namespace) -> ModelParts:
     """Where the networks are: options, else environment variables."""
     model = options.model or _from_environment("V3D_MODEL")
     if not model:

@@ -176,7 +176,8 @@ class OrbitTrainer:
         if self.average:
             # the average of a young run forgets faster, or it would keep the random start
             decay = min(config.ema_decay, (1 + self.step) / (10 + self.step))
-            torch._foreach_lerp_(self.average, [p.detach() for p in self.parameters], 1 - decay)
+            weights = [p.detach() for p in self.parameters]
+            torch._foreach_lerp_(self.average, weights, 1 - decay)  # pyright: ignore
         return total
 
     def loss(self, batch: OrbitBatch, draw: NoiseDraw) -> Tensor:  # [B]

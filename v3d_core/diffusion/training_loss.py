@@ -94,7 +94,7 @@ def orbit_loss(
 
     With F the network's output, the denoised latents are `c_skip x + c_out F`; EDM's loss with the
     weight 1 / c_out^2, generative-models' `VWeighting`, is the squared error of F against
-    `(clean - c_skip x) / c_out`, which is -v (Salimans and Ho 2022) with the sign of c_out.
+    `(clean - c_skip x) / c_out`, which is the v of Salimans and Ho 2022.
 
     Args:
         unet: diffusers' UNetSpatioTemporalConditionModel, or anything called as it.

@@ -81,7 +81,7 @@ class _seeded:
 
     def __enter__(self) -> None:
         self._kept: Tensor = torch.random.get_rng_state()
-        torch.random.default_generator.manual_seed(self._seed)
+        torch.default_generator.manual_seed(self._seed)
 
     def __exit__(self, *_: object) -> None:
         torch.random.set_rng_state(self._kept)

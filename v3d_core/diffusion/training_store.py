@@ -39,7 +39,11 @@ class Trainer(Protocol):
     step: int
     parameters: list[nn.Parameter]
     average: list[Tensor]
-    optimiser: torch.optim.Optimizer
+
+    @property
+    def optimiser(self) -> torch.optim.Optimizer:
+        """AdamW."""
+        ...
 
 
 def save_progress(folder: Path, trainer: Trainer) -> None:
@@ -174,7 +178,7 @@ def write_model(
     def tensors() -> Iterator[tuple[str, Tensor]]:
         for kind, (shape, weights) in networks.items():
             for name, tensor in _named_weights(shape, weights):
-                peak = float(tensor.abs().max())
+                peak = float(tensor.detach().abs().max())
                 if not peak <= torch.finfo(dtype).max:  # NaN is caught, too
                     raise ValueError(
                         f"cannot write {path}: {kind} {name} has a value of {peak:g}, {dtype} ends "

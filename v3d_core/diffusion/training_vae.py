@@ -17,8 +17,8 @@ from .conditioning import LATENT_SCALE, LOGVAR_RANGE
 class VaeTrainConfig:
     """How an autoencoder is trained from scratch; free choices for pictures of 128 px, tried once."""
 
-    steps: int = 3000
-    batch_size: int = 24  # clips per step
+    steps: int = 2600
+    batch_size: int = 12  # clips per step
     clip_frames: int = 4  # neighbouring frames the temporal decoder sees together
     learning_rate: float = 1e-3  # AdamW; falls to 0 along a quarter cosine
     warmup_steps: int = 100
@@ -99,7 +99,8 @@ class VaeTrainer:
         self.optimiser.zero_grad(set_to_none=True)
         self.step += 1
         decay = min(config.ema_decay, (1 + self.step) / (10 + self.step))
-        torch._foreach_lerp_(self.average, [p.detach() for p in self.parameters], 1 - decay)
+        weights = [p.detach() for p in self.parameters]
+        torch._foreach_lerp_(self.average, weights, 1 - decay)  # pyright: ignore
         return loss.detach()
 
     def take_average(self) -> None:

@@ -1,0 +1,99 @@
+"""An autoencoder with a temporal decoder, trained from scratch on orbits, with SVD's latent scale."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..progress import Progress, silent
+from .checkpoint import ModelPart, require_part
+from .layout import VaeShape
+from .training_data import encode_latents
+from .training_networks import new_vae
+from .training_store import load_progress, save_progress, write_model
+from .training_vae import VaeTrainConfig, VaeTrainer, normalise_latents
+
+VAE_FILE = "autoencoder.safetensors"
+SCALE_ORBITS = 256  # whose latents are measured, for their scale
+
+
+class PictureClips:
+    """Neighbouring frames of closed orbits, in a circle.
+
+    Args:
+        pictures: Frames on white. [N, T, S, S, 3] uint8
+        device: Of the training.
+    """
+
+    def __init__(self, pictures: Tensor, device: torch.device) -> None:
+        self.pictures, self.device = pictures, device
+
+    def __call__(self, count: int, frames: int, generator: torch.Generator) -> Tensor:
+        """`count` clips in [-1, 1]. [count, frames, 3, S, S]"""
+        orbits, views = self.pictures.shape[:2]
+        here = generator.device
+        chosen = torch.randint(orbits, (count, 1), generator=generator, device=here)
+        first = torch.randint(views, (count, 1), generator=generator, device=here)
+        order = (first + torch.arange(frames, device=here)) % views
+        home = self.pictures.device
+        clips = self.pictures[chosen.to(home), order.to(home)].to(self.device)
+        return clips.movedim(-1, 2).float() / 127.5 - 1
+
+
+def trained_autoencoder(
+    folder: Path,
+    shape: VaeShape,
+    pictures: Tensor,  # [N, T, S, S, 3] uint8
+    config: VaeTrainConfig,
+    device: torch.device,
+    save_every: int,
+    log: Callable[[int, Tensor], None] = lambda step, loss: None,
+    stop: Callable[[], bool] = lambda: False,
+    progress: Progress = silent,
+) -> ModelPart | None:
+    """An autoencoder from the folder, or trained now; None when it was stopped before the end.
+
+    Half way the latents get their place and scale, and what follows learns to live with it; at the
+    end their scale is set once more. See `normalise_latents`.
+
+    Args:
+        folder: Holds the finished file, or the state of an unfinished training.
+        shape: Widths.
+        pictures: What it learns.
+        config: Settings.
+        device: Where it learns.
+        save_every: Steps between two states.
+        log: Told the loss of every step, as a tensor that may still be computed.
+        stop: Asked after every step; the state is saved before this returns None.
+        progress: Told after every step.
+    """
+    path = folder / VAE_FILE
+    if not path.exists():
+        trainer = VaeTrainer(new_vae(shape, config.seed).to(device), config)
+        load_progress(folder, trainer)
+        clips = PictureClips(pictures, device)
+        while trainer.step < config.steps:
+            if trainer.step == config.steps // 2:
+                normalise_latents(trainer.vae, _some_latents(trainer.vae, pictures), True)
+                for parameter, average in zip(trainer.parameters, trainer.average, strict=True):
+                    average.copy_(parameter.detach())
+            loss = trainer.update(clips)
+            log(trainer.step, loss)
+            stopped = stop()
+            if stopped or trainer.step % save_every == 0:
+                save_progress(folder, trainer)
+            progress(trainer.step, config.steps, text="autoencoder")
+            if stopped:
+                return None
+        trainer.take_average()
+        normalise_latents(trainer.vae, _some_latents(trainer.vae, pictures), False)
+        write_model(path, {"vae": (shape, trainer.vae)}, torch.float32)
+    return require_part(path, "vae")
+
+
+def _some_latents(vae: Any, pictures: Tensor) -> Tensor:  # [N, 4, s, s]
+    return encode_latents(vae, pictures[:SCALE_ORBITS]).flatten(0, 1)
