@@ -195,11 +195,15 @@ def chosen_start(options: argparse.Namespace) -> ModelParts | Scratch:
         return chosen_parts(options)
     if options.model or options.companion:
         raise ValueError("--from-scratch takes no --model or --companion: it starts from nothing")
+    if options.autoencoder_steps is not None and options.autoencoder_steps < 1:
+        raise ValueError(f"--autoencoder-steps {options.autoencoder_steps}: at least 1 is needed")
     start, _ = scratch_shape(options.from_scratch)
-    if options.autoencoder_steps is not None:
-        steps = dataclasses.replace(start.autoencoder, steps=options.autoencoder_steps)
-        start = dataclasses.replace(start, autoencoder=steps)
-    return start
+    autoencoder = dataclasses.replace(
+        start.autoencoder,
+        steps=options.autoencoder_steps or start.autoencoder.steps,
+        seed=options.seed,
+    )
+    return dataclasses.replace(start, autoencoder=autoencoder)
 
 
 def scratch_shape(name: str) -> tuple[Scratch, TrainConfig]:
@@ -212,10 +216,10 @@ def scratch_shape(name: str) -> tuple[Scratch, TrainConfig]:
     path = Path(name)
     if path.suffix.lower() != ".json":
         raise ValueError(f"--from-scratch {name}: use {', '.join(SHAPES)} or a .json file")
-    document = json.loads(path.read_text(encoding="utf-8"))
     kinds = {"unet": UNetShape, "vae": VaeShape, "clip": ClipShape}
     kinds |= {"autoencoder": VaeTrainConfig, "noise": NoiseConfig}
     try:
+        document = json.loads(path.read_text(encoding="utf-8"))
         if unknown := set(document) - set(kinds):
             raise TypeError(f"unknown part {sorted(unknown)[0]!r}; there are {', '.join(kinds)}")
         made: dict[str, Any] = {
@@ -224,10 +228,10 @@ def scratch_shape(name: str) -> tuple[Scratch, TrainConfig]:
             )
             for part, values in document.items()
         }
-    except (TypeError, AttributeError) as error:
+        noise = made.pop("noise", TRAIN.noise)
+        return Scratch(**made), dataclasses.replace(TRAIN, noise=noise)
+    except (TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"{path}: {error}") from error
-    noise = made.pop("noise", TRAIN.noise)
-    return Scratch(**made), dataclasses.replace(TRAIN, noise=noise)
 
 
 def chosen_run(options: argparse.Namespace, device: torch.device) -> RunConfig:

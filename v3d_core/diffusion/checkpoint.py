@@ -229,13 +229,13 @@ def _check(
         for name, is_ in shapes.items()
         if name not in expected and name not in ignored
     ]
-    found = [*wrong, *missing, *extra, *_unlike(shape)]
+    found = [*wrong, *missing, *extra, *misfits(shape)]
     if not found:
         return
     raise CheckpointError(
         f"{path} is not {_WHAT[kind]}: of {len(expected)} tensors {len(wrong)} have other shapes, "
         f"{len(missing)} are missing, {len(extra)} are unknown: "
-        f"{'; '.join([*_some(wrong), *_some(missing), *_some(extra), *_unlike(shape)])}"
+        f"{'; '.join([*_some(wrong), *_some(missing), *_some(extra), *misfits(shape)])}"
         f"{_hint(shapes) if kind == 'unet' else ''}"
     )
 
@@ -262,7 +262,7 @@ def _some(differences: list[str]) -> list[str]:
     return differences[:SHOWN_DIFFERENCES] + ([f"and {more} more such"] if more > 0 else [])
 
 
-def _unlike(shape: AnyShape) -> list[str]:
+def misfits(shape: AnyShape) -> list[str]:
     """What makes a consistent network another one than SVD's."""
     found = []
     if not isinstance(shape, ClipShape) and shape.channel_mult[:1] != (1,):

@@ -14,6 +14,7 @@ import torch
 
 from ..formats.atomic import atomic_path
 from ..progress import Progress
+from .checkpoint import misfits
 from .layout import ClipShape, UNetShape, VaeShape
 from .model_files import ModelParts
 from .training import TrainConfig
@@ -38,6 +39,33 @@ class Scratch:
     vae: VaeShape = field(default_factory=VaeShape)
     clip: ClipShape = field(default_factory=ClipShape)
     autoencoder: VaeTrainConfig = field(default_factory=VaeTrainConfig)
+
+    def __post_init__(self) -> None:
+        """Refuse before the training what no model file could hold after it."""
+        found = [text for shape in (self.unet, self.vae, self.clip) for text in misfits(shape)]
+        svd, clip = VaeShape(), ClipShape()
+        if (self.vae.res_blocks, len(self.vae.channel_mult)) != (2, len(svd.channel_mult)):
+            found.append(
+                f"its autoencoder has {self.vae.res_blocks} blocks in each of "
+                f"{len(self.vae.channel_mult)} levels, SVD's has {svd.res_blocks} in "
+                f"{len(svd.channel_mult)}"
+            )
+        if self.vae.latent_channels != self.unet.out_channels:
+            found.append(
+                f"its autoencoder has latents of {self.vae.latent_channels} channels, its UNet "
+                f"makes {self.unet.out_channels}"
+            )
+        if self.clip.projection != self.unet.context_channels:
+            found.append(
+                f"its image encoder makes tokens of {self.clip.projection} values, its UNet takes "
+                f"{self.unet.context_channels}"
+            )
+        if self.clip.image_size != clip.image_size:
+            found.append(
+                f"its image encoder takes {self.clip.image_size} px, not {clip.image_size}"
+            )
+        if found:
+            raise ValueError(f"no model can have this shape: {'; '.join(found)}")
 
 
 @dataclass(frozen=True)
