@@ -121,7 +121,7 @@ BLUEPRINTS = {
             "views": (5, 1),
             "report": (9, 3),
         },
-        gaps={4: 160, 7: 20},
+        gaps={4: 180, 7: 60},
         top=LANE,
     ),
     "Orbit to Textured Mesh (V3D)": Blueprint(
@@ -148,7 +148,7 @@ BLUEPRINTS = {
             "fitted_views": (1, 2),
             "report": (4, 3),
         },
-        gaps={3: 20},
+        gaps={3: 60},
         top=LANE,
     ),
 }

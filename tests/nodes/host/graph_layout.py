@@ -28,12 +28,12 @@ HEIGHTS = {  # with the pictures, texts and viewers that they show
     "SaveGaussianSplat": 480,
     "Preview3D": 520,
     "LoadImage": 340,
-    "V3DFitSplat": 560,
-    "V3DFitNeuS": 560,
+    "V3DFitSplat": 600,
+    "V3DFitNeuS": 600,
     "V3DSampleOrbit": 600,
     "V3DEnvironment": 300,
 }
-PANEL = 250  # px that a node of the pack grows by for its player, or for the panel of its fit
+PANEL = 280  # px that a node of the pack grows by for its player, or for the panel of its fit
 PANELS = (
     "V3DLoadViews",
     "V3DPosedViews",

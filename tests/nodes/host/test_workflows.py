@@ -112,9 +112,9 @@ def test_the_layout_has_no_more_crossings_than_it_must_and_room_for_panels(name)
     workflow, template = read(name), workflow_graphs.TEMPLATES[name]
     nodes = {entry["id"]: entry for entry in workflow["nodes"]}
     links = workflow["links"]
-    assert len(graph_layout.crossings(nodes, links)) == template.crossings <= 3
+    assert len(graph_layout.crossings(nodes, links)) == template.crossings <= 4
     assert len(graph_layout.hidden(nodes, links)) == template.behind <= 1
-    assert graph_layout.overlaps(nodes) == []  # with the 250 px that a panel takes
+    assert graph_layout.overlaps(nodes) == []  # with the 280 px that a panel takes
     grouped = [number for _, _, numbers in template.groups for number in numbers]
     assert sorted(grouped) == sorted(template.graph)
     boxes = [group["bounding"] for group in workflow["groups"]]

@@ -84,10 +84,10 @@ MODELS = {
 }
 V3D_FILE_NAMES = {"model_name": V3D_CKPT["name"], "clip_vision_name": SVD_XT["name"]}
 
-LANE = 850  # px: the frames' way to the texture, below the fit that stands above with its panel
+LANE = 930  # px: the frames' way to the texture, below the fit that stands above with its panel
 RENDER = {"width": 512, "height": 512, "frames": 18, "sharpen": 1.0, "background": "#ffffff"}
 SAVE_SPLAT = {"filename_prefix": "3d/V3D_splat"}
-PICTURE, BELOW_SAMPLER = 130, 880  # px: see `picture`
+PICTURE, BELOW_SAMPLER = 130, 920  # px: see `picture`
 CORE_FILE = {"filename_prefix": "3d/compare_core"}
 V3D_FILE = {"filename_prefix": "3d/compare_V3D"}
 NORMAL, DRAFT = {"preset": "normal"}, {"preset": "draft"}
@@ -129,16 +129,16 @@ def v3d_orbit(top: int) -> dict[int, Node]:
 
 
 def splat_result(first: int, column: int, splat: int, orbit: str, views: int) -> dict[int, Node]:
-    """A splat saved and shown, and rendered from cameras (first + 2) of its own."""
+    """A splat rendered, saved and shown from cameras (first + 2) of its own."""
     source, camera = {"splat": (splat, 0)}, {"camera_info": (first + 2, 1)}
     render, cameras = {**RENDER, "frames": views}, {"orbit": orbit}
-    turn = "Cameras of the turntable"
+    turn, shown = "Cameras of the turntable", {"model_3d": (first, 0), **camera}
     return {
-        first: Node("SplatToFile3D", column, {"format": "ply"}, source),
-        first + 1: Node("SaveGaussianSplat", column + 1, SAVE_SPLAT, {"model_3d": (first, 0)}),
+        first: Node("SplatToFile3D", column, {"format": "ply"}, source, 420),
+        first + 1: Node("SaveGaussianSplat", column + 1, SAVE_SPLAT, shown, 560),
         first + 2: Node("V3DOrbitCameras", column - 1, cameras, {}, LANE, turn),
-        first + 3: Node("RenderSplat", column, render, {**source, **camera}, 560),
-        first + 4: Node("PreviewImage", column + 1, {}, {"images": (first + 3, 0)}, 560),
+        first + 3: Node("RenderSplat", column, render, {**source, **camera}),
+        first + 4: Node("PreviewImage", column + 1, {}, {"images": (first + 3, 0)}),
     }
 
 
@@ -188,6 +188,8 @@ TEMPLATES = {
             ("Splat", GREEN, (3, 6)),
             ("Result", RED, (4, 5, 7, 8)),
         ),
+        gaps={3: 180},
+        crossings=1,
     ),
     "frames_to_mesh": Template(
         notes.MESH_NOTE,
@@ -204,7 +206,7 @@ TEMPLATES = {
             *mesh_groups(5),
         ),
         note_columns=2,
-        gaps={2: 160, 5: 20},
+        gaps={2: 180, 5: 60},
     ),
     "frames_to_neus_mesh": Template(
         notes.NEUS_NOTE,
@@ -224,7 +226,7 @@ TEMPLATES = {
             *mesh_groups(5),
         ),
         note_columns=2,
-        gaps={2: 160, 3: 80, 5: 160},
+        gaps={2: 180, 3: 80, 5: 180},
     ),
     "image_to_splat": Template(
         notes.IMAGE_SPLAT_NOTE,
@@ -238,7 +240,8 @@ TEMPLATES = {
             ("Splat", GREEN, (10, 13)),
             ("Result", RED, (11, 12, 14, 15)),
         ),
-        crossings=1,
+        gaps={6: 180},
+        crossings=2,
     ),
     "image_to_mesh": Template(
         notes.IMAGE_MESH_NOTE,
@@ -255,7 +258,7 @@ TEMPLATES = {
             *mesh_groups(12),
         ),
         note_columns=4,
-        gaps={5: 160, 8: 20},
+        gaps={5: 180, 8: 60},
         crossings=1,
     ),
     "image_to_orbit_ksampler": Template(
@@ -324,7 +327,8 @@ TEMPLATES = {
             ("Splat", GREEN, (15, 18)),
             ("Result", RED, (16, 17, 19, 20)),
         ),
-        crossings=3,
+        gaps={9: 180},
+        crossings=4,
         behind=1,
     ),
     "texture_any_mesh": Template(
@@ -342,7 +346,7 @@ TEMPLATES = {
             *mesh_groups(4),
         ),
         note_columns=1,
-        gaps={1: 160, 4: 20},
+        gaps={1: 180, 4: 60},
     ),
     "splat_to_mesh_compare": Template(
         notes.COMPARE_NOTE,
@@ -375,22 +379,22 @@ TEMPLATES = {
         notes.EVALUATE_NOTE,
         {
             1: Node("V3DLoadViews", 0, {"folder": DEMO, "split": "train"}, {}, 0, "To fit"),
-            2: Node("V3DLoadViews", 0, {"folder": DEMO, "split": "test"}, {}, 1230, "Held out"),
+            2: Node("V3DLoadViews", 0, {"folder": DEMO, "split": "test"}, {}, 1360, "Held out"),
             3: Node("V3DFitSplat", 1, NORMAL, {"views": (1, 0)}),
-            4: Node("V3DRenderSplat", 2, {}, {"splat": (3, 0), "cameras": (2, 3)}, 830),
+            4: Node("V3DRenderSplat", 2, {}, {"splat": (3, 0), "cameras": (2, 3)}, LANE),
             5: Node("PreviewAny", 2, {}, {"source": (3, 1)}, 0, "Report of the fit"),
             6: Node(
                 "V3DScoreViews",
                 3,
                 {"truth_is": "straight"},
                 {"images": (4, 0), "truth": (2, 1), "masks": (2, 2)},
-                1230,
+                1360,
             ),
-            7: Node("PreviewAny", 4, {}, {"source": (6, 0)}, 1000, "Scores"),
+            7: Node("PreviewAny", 4, {}, {"source": (6, 0)}, 1130, "Scores"),
             8: Node(
-                "PreviewImage", 4, {}, {"images": (6, 1)}, 1310, "Rendering, truth, difference"
+                "PreviewImage", 4, {}, {"images": (6, 1)}, 1440, "Rendering, truth, difference"
             ),
-            9: Node("V3DEnvironment", 3, {}, {}, 830),
+            9: Node("V3DEnvironment", 3, {}, {}, LANE),
         },
         (
             ("Views", BLUE, (1, 2)),
@@ -399,7 +403,7 @@ TEMPLATES = {
             ("Held-out views rendered", PURPLE, (4,)),
             ("Scores", RED, (6, 7, 8, 9)),
         ),
-        gaps={2: 160, 3: 60},
+        gaps={2: 180, 3: 60},
         crossings=3,
     ),
 }
