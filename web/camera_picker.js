@@ -104,7 +104,8 @@ class Picker {
   }
 
   linked(name) {
-    return this.node.inputs?.some((input) => input.name === name && input.link != null) ?? false;
+    const slot = this.node.inputs?.findIndex((input) => input.name === name) ?? -1;
+    return slot >= 0 && this.node.isInputConnected(slot); // newer front ends warn of input.link
   }
 
   // Whether another node decides where the cameras stand.
