@@ -24,6 +24,7 @@ from .training_data import EncodedOrbits, encode_latents, encode_tokens
 from .training_processes import Processes
 
 DONE = "done"  # name of the flags
+FLUSH_EVERY = 64  # orbits that a kill may cost
 KEY_DIGITS = 16  # of a SHA-256 in a folder's name
 
 
@@ -87,18 +88,31 @@ def fill_cache(
     arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r+") for name in full}
     due = np.flatnonzero(arrays[DONE] == 0)
     mine = due[processes.rank :: processes.world].tolist()
+    waiting: list[int] = []  # orbits that are made and not yet known to be on the disk
+
+    def keep() -> None:
+        for name in layout:
+            arrays[name].flush()
+        arrays[DONE][waiting] = 1
+        arrays[DONE].flush()
+        waiting.clear()
+
     with ThreadPoolExecutor(1) as pool:
         coming = pool.submit(read, mine[0]) if mine else None
-        for place, index in enumerate(mine):
-            assert coming is not None
-            frames = coming.result()
-            coming = pool.submit(read, mine[place + 1]) if place + 1 < len(mine) else None
-            for name, tensor in make(frames).items():
-                arrays[name][index] = tensor.cpu().numpy()
-                arrays[name].flush()
-            arrays[DONE][index] = 1
-            progress(count - len(due) + place * processes.world + 1, count, text="encoding orbits")
-    arrays[DONE].flush()
+        try:
+            for place, index in enumerate(mine):
+                assert coming is not None
+                frames = coming.result()
+                coming = pool.submit(read, mine[place + 1]) if place + 1 < len(mine) else None
+                for name, tensor in make(frames).items():
+                    arrays[name][index] = tensor.cpu().numpy()
+                waiting.append(index)
+                if len(waiting) >= FLUSH_EVERY:
+                    keep()
+                done = count - len(due) + place * processes.world + 1
+                progress(min(done, count), count, text="encoding orbits")
+        finally:
+            keep()
     processes.wait()
     # copy on write: torch wants arrays that may be written, the file must not be
     return {

@@ -46,7 +46,7 @@ from .training_log import TrainingLog
 from .training_networks import halve_frozen_layers, load_network, new_image_encoder, new_unet
 from .training_processes import Processes
 from .training_store import Weights, load_progress, save_progress, saved_step, write_model
-from .training_validation import validate, write_sheet
+from .training_validation import ValidationStopped, validate, write_sheet
 
 logger = logging.getLogger(__name__)
 
@@ -289,7 +289,12 @@ class TrainingRun:
 
         def check(trainer: OrbitTrainer) -> dict[str, float | None]:
             with self._stage("validate") as progress:
-                found = validate(trainer, network, encoded, pictures, config, lpips, progress)
+                try:
+                    found = validate(
+                        trainer, network, encoded, pictures, config, lpips, progress, self._stop
+                    )
+                except ValidationStopped:
+                    return {}  # the next step asks again, saves and ends
             scores = {
                 "psnr": found.psnr,
                 "psnr_front": found.psnr_front,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from .conditioning import (
 from .diffusers_backend import DiffusersModel
 from .edm import SamplerConfig, initial_noise
 from .guidance import Guidance
+from .interrupt import interruptible
 from .sampler import sample_euler
 from .training import OrbitTrainer
 from .training_data import EncodedOrbits
@@ -63,6 +65,10 @@ class ValidationScores:
     sheet: Tensor
 
 
+class ValidationStopped(Exception):
+    """The run shall stop in the middle of a validation, which can take minutes on a CPU."""
+
+
 def validate(
     trainer: OrbitTrainer,
     vae: Any,
@@ -71,6 +77,7 @@ def validate(
     config: ValidationConfig,
     lpips: ImageDistance | None = None,
     progress: Progress = silent,
+    stop: Callable[[], bool] = lambda: False,
 ) -> ValidationScores:
     """Sample every orbit of a few with the averaged weights, and score them.
 
@@ -82,7 +89,16 @@ def validate(
         config: Settings; the same seeds every time.
         lpips: From `backends.load_lpips`.
         progress: Told after every orbit.
+        stop: Asked between the blocks of the network.
+
+    Raises:
+        ValidationStopped: `stop` said so.
     """
+
+    def check() -> None:
+        if stop():
+            raise ValidationStopped
+
     numbers = ConditioningConfig(
         num_frames=pictures.shape[1],
         fps_id=trainer.config.fps_id,
@@ -91,7 +107,7 @@ def validate(
     trainer.swap_average()
     trainer.unet.eval()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), interruptible(trainer.unet, check):
             made = []
             for index in range(len(pictures)):
                 made.append(_orbit(trainer, vae, data, index, numbers, config))
