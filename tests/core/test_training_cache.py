@@ -1,7 +1,6 @@
 """Encoded orbits on disk: filled once, shared, never half there; and the log beside them."""
 
 import json
-import os
 import signal
 
 import numpy as np
@@ -9,7 +8,7 @@ import pytest
 import torch
 from tiny_models import random_state, tiny_shapes
 
-from v3d_core.diffusion import training_cache
+from v3d_core.diffusion import training_cache, training_log
 from v3d_core.diffusion.checkpoint import require_part
 from v3d_core.diffusion.training_cache import digest_of, fill_cache, on_white
 from v3d_core.diffusion.training_log import TrainingLog, stop_on_signals
@@ -152,12 +151,16 @@ def test_tensorboard_gets_the_same_numbers_and_pictures(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_the_first_signal_asks_and_the_second_ends(number):
-    before = signal.getsignal(number)
+def test_the_first_signal_asks_and_a_later_one_ends(number, monkeypatch):
+    before, now = signal.getsignal(number), [100.0]
+    monkeypatch.setattr(training_log.time, "monotonic", lambda: now[0])
     with pytest.raises(KeyboardInterrupt), stop_on_signals() as stop:
         assert not stop()
-        os.kill(os.getpid(), number)
+        signal.raise_signal(number)
         assert stop()
-        os.kill(os.getpid(), number)
-        raise AssertionError("the second one was swallowed")
+        now[0] += 0.5  # the same one, passed on
+        signal.raise_signal(number)
+        now[0] += 1.0
+        signal.raise_signal(number)
+        raise AssertionError("the later one was swallowed")
     assert signal.getsignal(number) is before

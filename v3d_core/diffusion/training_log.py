@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +16,7 @@ from ..backends import load_summary_writer
 from ..formats.atomic import atomic_path
 
 LOG = "log.jsonl"
+SAME_SIGNAL_S = 1.0
 
 
 class TrainingLog:
@@ -65,14 +67,16 @@ def stop_on_signals() -> Iterator[Callable[[], bool]]:
     """Whether Ctrl-C or a polite kill has come; a second one ends at once.
 
     Within the block the first signal only raises the flag, so that an update of the weights is
-    never cut in half.
+    never cut in half. What comes within a second of it is the same one: torchrun passes on what the
+    terminal has sent to all.
     """
-    came: list[int] = []
+    came: list[float] = []
 
     def note(number: int, frame: object) -> None:
-        if came:
+        now = time.monotonic()
+        if came and now - came[0] > SAME_SIGNAL_S:
             raise KeyboardInterrupt
-        came.append(number)
+        came.append(now)
 
     before: Mapping[int, Any] = {
         number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)
