@@ -4,6 +4,7 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,7 @@ def imports(path: Path, source: str) -> Iterator[tuple[int, str]]:
                 yield node.lineno, (".." if node.level else "") + ".".join([*base, alias.name])
 
 
+@cache
 def module_level_lines(source: str) -> set[int]:
     """Lines of the statements that run when a module is imported."""
     return {node.lineno for node in ast.parse(source).body}
