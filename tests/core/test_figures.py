@@ -45,10 +45,14 @@ def test_figures_come_a_few_times_a_second_only():
 def test_on_cuda_the_means_arrive_later_and_are_right(always):
     told, total = [], torch.zeros((), device="cuda")
     means = RunningMeans(lambda step, values: told.append((step, values)), total)
-    for step in range(1, 4):
+    for step in range(1, 8):
         total += step
         means(step, step, 0)
         torch.cuda.synchronize()
-    means(4, 4, 0)
-    assert told[0] == (1, [1.0])
-    assert told[-1][1][0] in (2.0, 2.5, 3.0)
+    # whichever steps were told: mean times steps since the last adds up to the sum so far
+    steps = [0, *(step for step, _ in told)]
+    parts = [
+        values[0] * (step - before) for (step, values), before in zip(told, steps, strict=False)
+    ]
+    assert sum(parts) == pytest.approx(steps[-1] * (steps[-1] + 1) / 2)
+    assert steps[-1] >= 6 and told[0] == (1, [1.0])
