@@ -160,6 +160,7 @@ def repair(work: _Work, config: CleanConfig, unit: float) -> None:
     )
     work.drop("small_part_faces", ~parts)
     tick(0.7)
+    work.counts["hidden_part_faces"] = 0
     if config.drop_hidden:
         hidden = hidden_parts(work.vertices, work.faces, lambda: tick(0.8))
         work.drop("hidden_part_faces", hidden)

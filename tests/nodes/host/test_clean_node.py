@@ -160,6 +160,19 @@ def test_a_mesh_without_faces_and_a_broken_one_are_refused_under_the_nodes_name(
         clean(nan)
 
 
+@pytest.mark.parametrize("drop_hidden", [True, False])
+def test_a_hidden_part_goes_only_when_it_is_asked_for(drop_hidden):
+    from comfy_api.v0_0_2 import Types
+
+    (outer, outer_faces), (inner, inner_faces) = ball(0.7, 3), ball(0.2, 2)
+    vertices = torch.cat([outer, inner])[None]
+    faces = torch.cat([outer_faces, inner_faces + len(outer)])[None]
+    given = Types.MESH(vertices=vertices, faces=faces)
+    mesh, report = clean(given, faces=0, min_part=0.0, drop_hidden=drop_hidden)
+    assert report["hidden_part_faces"] == (len(inner_faces) if drop_hidden else 0)
+    assert mesh.faces.shape[1] == len(outer_faces) + (0 if drop_hidden else len(inner_faces))
+
+
 def test_the_line_under_the_node_says_what_was_done():
     report = {
         "faces_before": 811920, "faces": 20000, "watertight": True, "texture": "uvs dropped",
