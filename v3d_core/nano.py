@@ -187,8 +187,8 @@ class Recipe:
                 self.say(f"compiled {compiled}: {1000 * step_s:.1f} ms per step")
                 if not best or step_s < best["step_s"]:
                     best = {"step_s": step_s, "compiled": compiled}
-            best["steps"] = int(seconds / best["step_s"])
-            path.write_text(json.dumps(best) + "\n", encoding="utf-8")
+                    best["steps"] = int(seconds / step_s)
+                    path.write_text(json.dumps(best) + "\n", encoding="utf-8")
         plan = json.loads(path.read_text(encoding="utf-8"))
         return plan["steps"], plan["compiled"]
 

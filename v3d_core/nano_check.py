@@ -116,11 +116,12 @@ def main() -> None:
     model = load_diffusers_model(find_model(options.model), device, torch.float32, offload=False)
     size = 128
     true = render_pictures(VALIDATION_SEEDS[: options.objects], size, device).float() / 255
+    vae: Any = model.vae
     with torch.inference_mode():
         again = torch.stack(
             [
-                model.vae.decoder(
-                    model.vae.encoder((o * 2 - 1).movedim(-1, 1))[:, :4],
+                vae.decoder(
+                    vae.encoder((o * 2 - 1).movedim(-1, 1))[:, :4],
                     torch.zeros(1, len(o), device=device),
                     len(o),
                 )

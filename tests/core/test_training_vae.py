@@ -55,6 +55,7 @@ def test_the_loss_of_a_perfect_one_is_its_distance_from_unit_noise():
     # the divergence of N(m, s^2) from N(0, 1), of the latents as the UNet sees them
     m, s = mean * LATENT_SCALE, (0.5 * logvar).exp() * LATENT_SCALE
     expected = (m**2 / 2 + s**2 / 2 - 0.5 - s.log()).sum(dim=(1, 2, 3)).mean()
+    expected = expected / (3 * 8 * 8)  # the weight is against sums over a picture, the loss a mean
     torch.testing.assert_close(loss, expected)
     torch.testing.assert_close(vae.sample, mean + (0.5 * logvar).exp() * noise)
     assert vae.frames == 3 and vae.indicator.shape == (2, 3) and not vae.indicator.any()
@@ -63,7 +64,7 @@ def test_the_loss_of_a_perfect_one_is_its_distance_from_unit_noise():
 def test_the_loss_of_an_offset_and_of_stripes():
     pictures = torch.zeros(1, 2, 3, 8, 8)
     zero = torch.zeros(2, 4, 1, 1)
-    config = replace(CONFIG, kl_weight=0.0)
+    config = replace(CONFIG, kl_weight=0.0, l1_weight=0.1, edge_weight=0.5)
     offset = vae_loss(Plain(zero, zero, torch.full((2, 3, 8, 8), 0.2)), pictures, config, zero)
     assert float(offset) == pytest.approx(0.2**2 + 0.1 * 0.2)  # the same everywhere: no edges
     columns = torch.tensor([0.2, -0.2]).repeat(4).expand(2, 3, 8, 8)

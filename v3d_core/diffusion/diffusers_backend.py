@@ -39,6 +39,7 @@ from .interrupt import interruptible
 from .layout import ClipShape, UNetShape, VaeShape
 from .model_files import ModelParts
 from .sampler import Denoiser
+from .temporal_conv import use_temporal_convs
 
 logger = logging.getLogger(__name__)
 
@@ -252,13 +253,16 @@ def build_unet(shape: UNetShape, device: str = "meta") -> Any:
     for block in unet.modules():
         if type(block).__name__ in ("ResnetBlock2D", "TemporalResnetBlock"):
             block.norm1.eps = block.norm2.eps = NORM_EPS
+    use_temporal_convs(unet)
     return unet
 
 
 def build_vae(shape: VaeShape, device: str = "meta") -> Any:
     """diffusers' autoencoder of these widths; `device` as in `build_unet`."""
     with torch.device(device):
-        return load("diffusers").AutoencoderKLTemporalDecoder(**vae_settings(shape))
+        vae = load("diffusers").AutoencoderKLTemporalDecoder(**vae_settings(shape))
+    use_temporal_convs(vae)
+    return vae
 
 
 def build_image_encoder(shape: ClipShape, device: str = "meta") -> Any:

@@ -22,8 +22,9 @@ class VaeTrainConfig:
     clip_frames: int = 4  # neighbouring frames the temporal decoder sees together
     learning_rate: float = 1e-3  # AdamW; falls to 0 along a quarter cosine
     warmup_steps: int = 100
-    kl_weight: float = 1e-6  # Rombach et al. 2022, autoencoder_kl configurations
-    edge_weight: float = 0.5  # of the differences between neighbouring pixels, for sharp outlines
+    kl_weight: float = 1e-6  # Rombach et al. 2022, autoencoder_kl; against sums over a picture
+    l1_weight: float = 0.1  # of the absolute error
+    edge_weight: float = 0.1  # of the differences between neighbouring pixels, for sharp outlines
     clip_gradient: float = 1.0
     ema_decay: float = 0.999
     seed: int = 0
@@ -51,11 +52,13 @@ def vae_loss(vae: Any, pictures: Tensor, config: VaeTrainConfig, noise: Tensor) 
     # of the latents as the UNet sees them, or the loss would pull their scale away from SVD's
     mean, logvar = mean * LATENT_SCALE, logvar + 2 * math.log(LATENT_SCALE)
     kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).sum(dim=(1, 2, 3)).mean()
+    # Rombach et al. weigh sums over a picture, the errors here are means over its values
+    values = flat[0].numel()
     return (
         error.square().mean()
-        + error.abs().mean() * 0.1
+        + config.l1_weight * error.abs().mean()
         + config.edge_weight * (across + down)
-        + config.kl_weight * kl
+        + config.kl_weight * kl / values
     )
 
 
