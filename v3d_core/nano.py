@@ -25,19 +25,23 @@ import torch
 from torch import Tensor
 
 from .cli_shared import say
+from .diffusion.checkpoint import read_part
+from .diffusion.diffusers_configs import identity_quant_conv
 from .diffusion.layout import ClipShape, UNetShape, VaeShape
 from .diffusion.training import OrbitTrainer, TrainConfig
+from .diffusion.training_autoencoder import trained_autoencoder
 from .diffusion.training_data import EncodedOrbits, encode_latents
 from .diffusion.training_loss import NoiseConfig
 from .diffusion.training_networks import new_image_encoder, new_unet, new_vae
 from .diffusion.training_store import load_progress, save_progress, write_model
-from .diffusion.training_vae import VaeTrainConfig, VaeTrainer, normalise_latents
+from .diffusion.training_vae import VaeTrainConfig
 from .training.objects import random_objects
 from .training.tracing import render_orbits
 
 STAGES = ("data", "autoencoder", "plan", "orbits", "export")
 RENDERED_AT_ONCE = 64  # objects
-SAVE_EVERY_S = 60.0
+SAVED_EVERY, SAID_EVERY = 1000, 250  # steps of the autoencoder
+SAVE_EVERY_S = 60.0  # of UNet and image encoder
 WARM_UP_STEPS, TIMED_STEPS = 4, 15  # of a plan
 
 
@@ -129,39 +133,33 @@ class Recipe:
 
     def autoencoder(self, pictures: Tensor, seconds: float = math.inf) -> Any | None:
         """The trained autoencoder, or None when the time ran out before its last step."""
-        config = self.config.autoencoder
-        trainer = VaeTrainer(new_vae(self.config.vae, config.seed).to(self.device), config)
-        load_progress(self.folder / "autoencoder", trainer)
-        start = saved = time.perf_counter()
+        config, shape = self.config.autoencoder, self.config.vae
+        start = time.perf_counter()
         losses: list[Tensor] = []
 
-        def clips(count: int, frames: int, generator: torch.Generator) -> Tensor:
-            here = generator.device
-            chosen = torch.randint(len(pictures), (count, 1), generator=generator, device=here)
-            first = torch.randint(pictures.shape[1], (count, 1), generator=generator, device=here)
-            order = (first + torch.arange(frames, device=here)) % pictures.shape[1]
-            return pictures[chosen, order].movedim(-1, 2).float() / 127.5 - 1
+        def log(step: int, loss: Tensor) -> None:
+            losses.append(loss)
+            if step % SAID_EVERY == 0:
+                mean = float(torch.stack(losses[-SAID_EVERY:]).mean())
+                self.say(
+                    f"autoencoder {step}: loss {mean:.5f}, {time.perf_counter() - start:.0f} s"
+                )
 
-        while trainer.step < config.steps:
-            # half way the latents get their place and scale; what follows learns to live with it
-            if trainer.step == config.steps // 2:
-                normalise_latents(trainer.vae, self._some_latents(trainer.vae, pictures), True)
-                for parameter, average in zip(trainer.parameters, trainer.average, strict=True):
-                    average.copy_(parameter.detach())
-            losses.append(trainer.update(clips))
-            now = time.perf_counter()
-            if trainer.step % 250 == 0:
-                loss = float(torch.stack(losses[-250:]).mean())
-                self.say(f"autoencoder {trainer.step}: loss {loss:.5f}, {now - start:.0f} s")
-            if now - saved > SAVE_EVERY_S or now - start > seconds:
-                save_progress(self.folder / "autoencoder", trainer)
-                saved = now
-            if now - start > seconds:
-                return None
-        save_progress(self.folder / "autoencoder", trainer)
-        trainer.take_average()
-        normalise_latents(trainer.vae, self._some_latents(trainer.vae, pictures), False)
-        return trainer.vae.eval()
+        part = trained_autoencoder(
+            self.folder / "autoencoder",
+            shape,
+            pictures,
+            config,
+            self.device,
+            SAVED_EVERY,
+            log,
+            lambda: time.perf_counter() - start > seconds,
+        )
+        if part is None:
+            return None
+        vae = new_vae(shape, config.seed)
+        vae.load_state_dict(read_part(part, "diffusers") | identity_quant_conv(shape))
+        return vae.to(self.device).eval()
 
     def plan(self, data: EncodedOrbits, seconds: float) -> tuple[int, bool]:
         """How many steps fit into the seconds, and whether a compiled UNet makes them faster.
@@ -235,9 +233,6 @@ class Recipe:
         size = write_model(path, networks, metadata=card)
         trainer.swap_average()
         return size
-
-    def _some_latents(self, vae: Any, pictures: Tensor) -> Tensor:  # [N, 4, s, s]
-        return encode_latents(vae, pictures[:256]).flatten(0, 1)
 
 
 def main() -> None:
