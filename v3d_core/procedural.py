@@ -25,6 +25,7 @@ from .images import linear_to_srgb, srgb_to_linear
 from .structures import Cameras, Mesh, Views
 
 CONE_BLOCKS_PX = (16, 4, 1)  # sizes of pixel blocks that are traced as one cone, coarse to fine
+RAYS_AT_ONCE = 2**18  # of several views, those that miss included; larger views go one by one
 MAX_STEPS = 192  # sphere tracing; only rays that graze a surface need more than about 30
 HIT_DISTANCE = 1e-6  # world units; a ray this close has hit
 NORMAL_STEP = 1e-4  # world units, of the finite differences
@@ -105,12 +106,13 @@ def render_maps(
 
 def _render_views(cameras: Cameras, shape: AnalyticObject | None, supersample: int) -> ObjectMaps:
     shape = demo_robot() if shape is None else shape
-    views = [
-        _render_view(cameras.camera_to_world[i], cameras.K[i], cameras, shape, supersample)
-        for i in range(len(cameras))
+    # views are traced together: of a small picture alone, most time would go into starting steps
+    together = max(1, RAYS_AT_ONCE // (cameras.width * cameras.height * supersample**2))
+    groups = [
+        _render_group(cameras[slice(i, i + together)], shape, supersample)
+        for i in range(0, len(cameras), together)
     ]
-    colours, alphas, depths, normals = (torch.stack(maps) for maps in zip(*views, strict=True))
-    return ObjectMaps(colours, alphas, depths, normals)
+    return ObjectMaps(*(torch.cat(maps) for maps in zip(*groups, strict=True)))
 
 
 def object_mesh(shape: AnalyticObject | None = None, resolution: int = 192) -> Mesh:
@@ -177,33 +179,40 @@ def rgba8(views: Views, index: int) -> np.ndarray:  # [H, W, 4] uint8
     return (rgba.clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
 
 
-def _render_view(
-    pose: Tensor, K: Tensor, cameras: Cameras, shape: AnalyticObject, supersample: int
+def _render_group(
+    cameras: Cameras, shape: AnalyticObject, supersample: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    # colours [H, W, 3], alphas [H, W], depths [H, W], normals [H, W, 3] of one camera
-    width, height = cameras.width, cameras.height
-    pose, K = pose.double(), K.double()
-    pixel_to_world = pose[:3, :3] @ torch.linalg.inv(K)
-    start = _trace_cones(pose[:3, 3], pixel_to_world, K, width, height, shape)  # [H, W]
-    rows, columns = torch.isfinite(start).nonzero(as_tuple=True)
+    # colours [V, H, W, 3], alphas [V, H, W], depths [V, H, W], normals [V, H, W, 3]
+    poses, K = cameras.camera_to_world.double(), cameras.K.double()
+    centres = poses[:, :3, 3]
+    pixel_to_world = torch.stack(
+        [pose[:3, :3] @ torch.linalg.inv(k) for pose, k in zip(poses, K, strict=True)]
+    )
+    start = _trace_cones(centres, pixel_to_world, K, cameras.width, cameras.height, shape)
+    which = torch.isfinite(start).nonzero(as_tuple=True)  # view, row, column [P]
     step = (torch.arange(supersample, dtype=K.dtype, device=K.device) + 0.5) / supersample
     sub_y, sub_x = (s.reshape(-1) for s in torch.meshgrid(step, step, indexing="ij"))
-    pixels = torch.stack([columns[:, None] + sub_x, rows[:, None] + sub_y], dim=-1)  # [P, S, 2]
-    directions = _directions(pixel_to_world, pixels.reshape(-1, 2))
-    depth = start[rows, columns].repeat_interleave(supersample**2)
-    depth = _trace(pose[:3, 3], directions, depth, shape)
+    view, row, column = which
+    pixels = torch.stack([column[:, None] + sub_x, row[:, None] + sub_y], dim=-1)  # [P, S, 2]
+    per_view = pixels.split(view.bincount(minlength=len(K)).tolist())
+    directions = torch.cat(
+        [_directions(m, p.reshape(-1, 2)) for m, p in zip(pixel_to_world, per_view, strict=True)]
+    )
+    origins = centres[view].repeat_interleave(supersample**2, 0)
+    depth = start[which].repeat_interleave(supersample**2)
+    depth = _trace(origins, directions, depth, shape)
     hit = torch.isfinite(depth)
-    points = pose[:3, 3] + depth[hit, None] * directions[hit]
+    points = origins[hit] + depth[hit, None] * directions[hit]
     normals = points.new_zeros(len(depth), 3)
     normals[hit] = _normals(shape, points)
     light = points.new_zeros(len(depth), 3)
     light[hit] = shade(shape.albedo(points), normals[hit])
 
-    per_pixel = (len(rows), supersample**2)
+    per_pixel = (len(pixels), supersample**2)
     hits = hit.reshape(per_pixel).sum(dim=1)
     mean = light.reshape(*per_pixel, 3).sum(dim=1) / hits.clamp_min(1)[:, None]
     middle = supersample**2 // 2
-    maps = [pixels.new_zeros(height, width, channels) for channels in (3, 1, 1, 3)]
+    maps = [pixels.new_zeros(*start.shape, channels) for channels in (3, 1, 1, 3)]
     values = (
         linear_to_srgb(mean),
         hits[:, None] / supersample**2,
@@ -211,7 +220,7 @@ def _render_view(
         normals.reshape(*per_pixel, 3)[:, middle],
     )
     for image, value in zip(maps, values, strict=True):
-        image[rows, columns] = value.to(image)
+        image[which] = value.to(image)
     colours, alphas, depths, normal_map = (image.float() for image in maps)
     return colours, alphas[..., 0], depths[..., 0], normal_map
 
@@ -221,57 +230,66 @@ def _directions(pixel_to_world: Tensor, pixels: Tensor) -> Tensor:  # [R, 3], un
 
 
 def _trace_cones(
-    origin: Tensor,
-    pixel_to_world: Tensor,
-    K: Tensor,
+    centres: Tensor,  # [V, 3]
+    pixel_to_world: Tensor,  # [V, 3, 3]
+    K: Tensor,  # [V, 3, 3]
     width: int,
     height: int,
     shape: AnalyticObject,
-) -> Tensor:  # [H, W]
+) -> Tensor:  # [V, H, W]
     # depth up to which every ray of a pixel is free; infinite where the whole pixel misses
-    nearest = max(float(origin.norm()) - shape.bound, 1e-3) / 2  # never behind the object's ball
-    start = origin.new_full((1, 1), nearest)
+    nearest = (centres.norm(dim=-1) - shape.bound).clamp_min(1e-3) / 2  # never behind the ball
+    start = nearest[:, None, None]
     for block in CONE_BLOCKS_PX:
         blocks_y, blocks_x = math.ceil(height / block), math.ceil(width / block)
         y = (torch.arange(blocks_y, device=K.device, dtype=K.dtype) + 0.5) * block
         x = (torch.arange(blocks_x, device=K.device, dtype=K.dtype) + 0.5) * block
-        centres = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1).reshape(-1, 2)
-        repeat_y = math.ceil(blocks_y / start.shape[0])
-        repeat_x = math.ceil(blocks_x / start.shape[1])
-        start = start.repeat_interleave(repeat_y, 0).repeat_interleave(repeat_x, 1)
-        start = start[:blocks_y, :blocks_x].reshape(-1)
+        middles = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1).reshape(-1, 2)
+        repeat_y = math.ceil(blocks_y / start.shape[1])
+        repeat_x = math.ceil(blocks_x / start.shape[2])
+        start = start.repeat_interleave(repeat_y, 1).repeat_interleave(repeat_x, 2)
+        start = start[:, :blocks_y, :blocks_x].reshape(-1)
         # half diagonal of the block at depth 1
-        spread = 0.5 * block * float(torch.hypot(1 / K[0, 0], 1 / K[1, 1]))
-        start = _trace(origin, _directions(pixel_to_world, centres), start, shape, spread)
-        start = start.reshape(blocks_y, blocks_x)
+        spread = 0.5 * block * torch.hypot(1 / K[:, 0, 0], 1 / K[:, 1, 1])
+        start = _trace(
+            centres.repeat_interleave(len(middles), 0),
+            torch.cat([_directions(matrix, middles) for matrix in pixel_to_world]),
+            start,
+            shape,
+            spread.repeat_interleave(len(middles)),
+        )
+        start = start.reshape(-1, blocks_y, blocks_x)
     return start
 
 
 def _trace(
-    origin: Tensor,  # [3]
+    origins: Tensor,  # [R, 3]
     directions: Tensor,  # [R, 3]
     depth: Tensor,  # [R]
     shape: AnalyticObject,
-    spread: float = 0.0,
+    spread: Tensor | None = None,  # [R]
 ) -> Tensor:  # [R]
     # depths where rays come within HIT_DISTANCE, or where cones of radius depth * spread first
     # may touch; infinite for a miss
-    depth = depth.clone()
     result = torch.full_like(depth, math.inf)
-    lengths = directions.norm(dim=-1)
-    far = float(origin.norm()) + shape.bound
+    spread = torch.zeros_like(depth) if spread is None else spread
     active = torch.isfinite(depth).nonzero()[:, 0]
+    z, origin, direction, spread = (x[active] for x in (depth, origins, directions, spread))
+    speed = direction.norm(dim=-1) + spread
+    far = origin.norm(dim=-1) + shape.bound
+    near_enough = (0.25 * spread).clamp_min(HIT_DISTANCE)
     for _ in range(MAX_STEPS):
         if not len(active):
             break
-        z = depth[active]
-        free = shape.sdf(origin + z[:, None] * directions[active]) - z * spread
+        free = shape.sdf(origin + z[:, None] * direction) - z * spread
         # a cone may stop a little early: its rays go on by themselves
-        hit = free < max(HIT_DISTANCE, 0.25 * spread)
+        hit = free < near_enough
         result[active[hit]] = z[hit]
-        z = z + free / (lengths[active] + spread)
-        depth[active] = z
-        active = active[~hit & (z < far)]
+        z = z + free / speed
+        left = (~hit & (z < far)).nonzero()[:, 0]
+        if len(left) < len(active):
+            active, z, origin, direction = active[left], z[left], origin[left], direction[left]
+            spread, speed, far, near_enough = (x[left] for x in (spread, speed, far, near_enough))
     return result
 
 

@@ -56,12 +56,21 @@ def test_cones_never_lose_a_ray_that_plain_sphere_tracing_hits(monkeypatch):
     with_cones = procedural.render_maps(cameras)
     monkeypatch.setattr(procedural, "CONE_BLOCKS_PX", ())
     monkeypatch.setattr(
-        procedural, "_trace_cones", lambda o, m, K, w, h, s: K.new_full((h, w), 0.5)
+        procedural, "_trace_cones", lambda o, m, K, w, h, s: K.new_full((len(K), h, w), 0.5)
     )
     plain = procedural.render_maps(cameras)
     assert torch.equal(with_cones.alphas, plain.alphas)
     assert (with_cones.depths - plain.depths).abs().max() < 1e-4
     assert (with_cones.colours - plain.colours).abs().max() < 1 / 255
+
+
+def test_views_that_are_traced_together_are_those_traced_alone(monkeypatch):
+    cameras = procedural.demo_cameras(24)[1]
+    together = procedural.render_maps(cameras)
+    monkeypatch.setattr(procedural, "RAYS_AT_ONCE", 1)
+    alone = procedural.render_maps(cameras)
+    for name in ("colours", "alphas", "depths", "normals"):
+        assert torch.equal(getattr(together, name), getattr(alone, name)), name
 
 
 def test_turning_object_and_cameras_together_turns_nothing_but_the_light():
