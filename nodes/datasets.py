@@ -11,7 +11,15 @@ from ..v3d_core.formats.pictures import list_pictures, read_pictures
 from ..v3d_core.formats.views import LoadedViews, has_split, load_views, save_views
 from ..v3d_core.structures import Cameras
 from .convert import image_from_views, to_host
-from .paths import DEMO, IN_OUTPUT, folder_state, output_path, view_folder, view_folders
+from .paths import (
+    DEMO,
+    IN_OUTPUT,
+    folder_state,
+    output_path,
+    state_or_reason,
+    view_folder,
+    view_folders,
+)
 from .runtime import named_errors, tell
 from .sockets import V3DCameras, V3DViews
 from .turntable import turn_views
@@ -73,7 +81,7 @@ class V3DLoadViews(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, folder, split, cameras=None) -> str:
-        return folder_state(view_folder(folder))
+        return state_or_reason(lambda: folder_state(view_folder(folder)))
 
     @classmethod
     @named_errors

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+from pathlib import Path
 
 import folder_paths
 from comfy_api.v0_0_2 import io
@@ -15,6 +15,7 @@ from ..v3d_core.diffusion.model_files import (
     find_model,
 )
 from .host_models import host_clip_vision, host_model, host_vae
+from .paths import file_state, state_or_reason
 from .runtime import named_errors, tell
 
 AUTO = "auto"
@@ -84,9 +85,11 @@ class V3DLoadModel(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, model_name, clip_vision_name, vae_name) -> str:
-        model, companions, candidates = model_paths(model_name, clip_vision_name, vae_name)
-        states = [(path, os.stat(path)) for path in (model, *companions, *candidates)]
-        return repr([(path, state.st_size, state.st_mtime_ns) for path, state in states])
+        def states() -> str:
+            model, companions, candidates = model_paths(model_name, clip_vision_name, vae_name)
+            return repr([file_state(Path(path)) for path in (model, *companions, *candidates)])
+
+        return state_or_reason(states)
 
     @classmethod
     @named_errors

@@ -23,7 +23,7 @@ from ..v3d_core.structures import Views
 from .convert import CPU, mesh_to_host, normals_from_image, splats_from_host
 from .finish import finishable
 from .fit_progress import FitProgress
-from .paths import IN_OUTPUT, field_file, field_files, file_state, output_path
+from .paths import IN_OUTPUT, field_file, field_files, file_state, output_path, state_or_reason
 from .runtime import NodeProgress, compute_device, fitting, named_errors, owned, tell
 from .sockets import V3DSDF, V3DViews
 from .turntable import turn_views
@@ -328,7 +328,7 @@ class V3DLoadSDF(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, file) -> str:
-        return file_state(field_file(file))
+        return state_or_reason(lambda: file_state(field_file(file)))
 
     @classmethod
     @named_errors

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import folder_paths
@@ -53,6 +53,18 @@ def field_file(name: str) -> Path:
     return file
 
 
+def state_or_reason(state: Callable[[], str]) -> str:
+    """What `state` returns, or why it cannot tell.
+
+    ComfyUI asks this of every node of a graph, also of one that nothing is connected to and whose
+    file is not there yet; an error would be a warning in its log at each run.
+    """
+    try:
+        return state()
+    except (OSError, ValueError) as error:
+        return str(error)
+
+
 def file_state(file: Path) -> str:
     """Changes when the file does: its size and time, not its contents."""
     state = file.stat()
@@ -83,8 +95,10 @@ def output_path(prefix: str, suffix: str) -> tuple[Path, str]:
     return Path(folder) / f"{name}_{counter:05}_{suffix}", subfolder
 
 
-def _inside(kind: str, name: str) -> Path:
+def _inside(kind: str, name: str | None) -> Path:
     """What a choice names below the input folder, or, so marked, below the output folder."""
+    if not name:  # the front end's choice of an empty list is None
+        raise ValueError(f"no {kind} is chosen; put one into the input folder and press R")
     in_output = name.endswith(IN_OUTPUT)
     base = folder_paths.get_output_directory() if in_output else folder_paths.get_input_directory()
     relative = name[: -len(IN_OUTPUT)] if in_output else name

@@ -95,6 +95,19 @@ def test_saved_views_come_back_the_same_and_numbers_count_up(host_folders):
     assert back.names == views.names
 
 
+def test_a_folder_or_file_that_is_not_there_is_no_warning_of_the_host(host_folders):
+    """It asks for the fingerprint of every node, also of those that do not run."""
+    reasons = [
+        pack("nodes.datasets").V3DLoadViews.fingerprint_inputs(folder="gone", split="train"),
+        pack("nodes.neus").V3DLoadSDF.fingerprint_inputs(file=None),
+        pack("nodes.models").V3DLoadModel.fingerprint_inputs("gone.ckpt", "auto", "auto"),
+    ]
+    told = ("there is no folder", "no file is chosen", "")
+    assert all(isinstance(r, str) and r.startswith(t) for r, t in zip(reasons, told, strict=True))
+    with pytest.raises(ValueError, match="V3D Load SDF: no file is chosen"):
+        pack("nodes.neus").V3DLoadSDF.execute(file=None)
+
+
 def test_a_changed_frame_changes_the_fingerprint(host_folders):
     write_frames(host_folders / "input" / "frames")
     fingerprint = pack("nodes.datasets").V3DLoadViews.fingerprint_inputs

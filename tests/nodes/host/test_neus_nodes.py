@@ -173,6 +173,7 @@ def test_a_saved_field_is_listed_and_loads_the_same(fitted, host_folders):
     (name,) = result.args
     assert name == "v3d/robot_00001_.safetensors [output]" and result.ui["text"] == (name,)
     assert pack("nodes.paths").field_files() == [name]
+    missing = neus.V3DLoadSDF.fingerprint_inputs(file="v3d/robot_00002_.safetensors [output]")
     first = neus.V3DLoadSDF.fingerprint_inputs(file=name)
     (loaded,) = neus.V3DLoadSDF.execute(file=name).args
     wanted = sdf.state_dict()
@@ -182,6 +183,10 @@ def test_a_saved_field_is_listed_and_loads_the_same(fitted, host_folders):
     assert neus.V3DLoadSDF.fingerprint_inputs(file=name) == first
     os.utime(path, ns=(1, 1))
     assert neus.V3DLoadSDF.fingerprint_inputs(file=name) != first
+    os.link(path, path.with_name("robot_00002_.safetensors"))
+    there = neus.V3DLoadSDF.fingerprint_inputs(file="v3d/robot_00002_.safetensors [output]")
+    assert missing.startswith("there is no file") and there != missing
+    path.with_name("robot_00002_.safetensors").unlink()
     (host_folders / "input" / "deep").mkdir()
     os.replace(path, host_folders / "input" / "deep" / "given.SAFETENSORS")
     assert pack("nodes.paths").field_files() == ["deep/given.SAFETENSORS"]
