@@ -29,3 +29,11 @@ _load("small_training")
 def tiny(tmp_path_factory):
     """Files of a tiny orbit model."""
     return tiny_models.write_models(tmp_path_factory.mktemp("tiny"), importlib.import_module)
+
+
+@pytest.fixture(scope="session")
+def demo_orbit_48(tmp_path_factory):
+    """Folder of the demo orbit in pictures of 48 px; only to be read."""
+    folder = tmp_path_factory.mktemp("demo") / "orbit"
+    importlib.import_module("v3d_core.procedural").write_demo_orbit(folder, 48)
+    return folder

@@ -23,10 +23,9 @@ from v3d_core.formats.pictures import list_pictures, read_pictures
 from v3d_core.formats.ply import read_splat_ply
 from v3d_core.mesh.asset import AssetConfig
 from v3d_core.mesh.config import SplatMeshConfig
-from v3d_core.procedural import write_demo_orbit
 from v3d_core.splats.config import SplatFitConfig
 
-SIZE = 48  # px
+SIZE = 48  # px, of the demo orbit
 TEXELS = 128  # of textures, along a side
 TINY_FIT = SplatFitConfig(
     steps=30,
@@ -40,10 +39,8 @@ TINY_FIT = SplatFitConfig(
 
 
 @pytest.fixture(scope="module")
-def orbit_folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("data") / "orbit"
-    write_demo_orbit(folder, SIZE)
-    return folder
+def orbit_folder(demo_orbit_48):
+    return demo_orbit_48
 
 
 @pytest.fixture(scope="module")

@@ -14,11 +14,10 @@ from v3d_core.formats.views import load_views
 from v3d_core.neus import config as neus_config
 from v3d_core.neus.store import load_field
 from v3d_core.normals import encode_normals
-from v3d_core.procedural import write_demo_orbit
 from v3d_core.splats.config import SplatFitConfig
 from v3d_core.splats.consensus import Consensus
 
-SIZE = 48  # px
+SIZE = 48  # px, of the demo orbit
 TINY_NEUS = neus_config.NeusFitConfig(
     steps=12, rays=128, samples=12, start_resolution=32, levels=4, finest=64, log2_entries=12
 )
@@ -28,10 +27,8 @@ TINY_SPLAT = SplatFitConfig(
 
 
 @pytest.fixture(scope="module")
-def orbit_folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("data") / "orbit"
-    write_demo_orbit(folder, SIZE)
-    return folder
+def orbit_folder(demo_orbit_48):
+    return demo_orbit_48
 
 
 @pytest.fixture(autouse=True)

@@ -47,8 +47,19 @@ class ExactRenderer:
         self.shape, self.noise, self.outliers = shape, noise, outliers
         self.generator = torch.Generator().manual_seed(7)
 
+    def _key(self, camera: Cameras) -> tuple:
+        return (self.shape, camera.width, *camera.camera_to_world.flatten().tolist())
+
+    def look_ahead(self, cameras: Cameras) -> "ExactRenderer":
+        """Trace views together that are asked for one by one: several times as fast."""
+        maps = procedural.render_maps(cameras, self.shape)
+        for i in range(len(cameras)):
+            view = (getattr(maps, f.name)[i : i + 1] for f in dataclasses.fields(maps))
+            self.seen[self._key(cameras[i])] = procedural.ObjectMaps(*view)
+        return self
+
     def __call__(self, splats, cameras, background):
-        key = (self.shape, cameras.width, *cameras.camera_to_world.flatten().tolist())
+        key = self._key(cameras)
         if key not in self.seen:
             self.seen[key] = procedural.render_maps(cameras, self.shape)
         maps = self.seen[key]
@@ -80,7 +91,7 @@ def voxel_of(mesh: Mesh, config: SplatMeshConfig) -> float:
 
 @pytest.fixture(scope="module")
 def robot_mesh() -> Mesh:
-    render = ExactRenderer(ROBOT)
+    render = ExactRenderer(ROBOT).look_ahead(orbit())
     return mesh_from_splats(splats_on(ROBOT), orbit(), SMALL, render=render)
 
 
@@ -133,7 +144,9 @@ def test_noise_and_outliers_move_the_surface_by_less_than_the_noise():
 
 def test_sphere_has_the_area_and_volume_of_the_closed_form():
     ball = sphere_object(0.6)
-    mesh = mesh_from_splats(splats_on(ball), None, SMALL, render=ExactRenderer(ball))
+    splats = splats_on(ball)
+    render = ExactRenderer(ball).look_ahead(sphere_cameras(splats, SMALL.picture_size))
+    mesh = mesh_from_splats(splats, None, SMALL, render=render)
     solid = as_trimesh(mesh)
     assert solid.is_watertight
     assert solid.volume == pytest.approx(4 / 3 * math.pi * 0.6**3, rel=0.01)
@@ -197,9 +210,8 @@ def test_colours_come_from_the_given_views_when_there_are_any():
         maps.repeat_interleave(2, 1).repeat_interleave(2, 2) for maps in (red, maps.alphas)
     )
     views = Views(red, masks, resize_cameras(cameras, 96, 96))  # twice the size of the renders
-    mesh = mesh_from_splats(
-        splats_on(ball), cameras, SMALL, render=ExactRenderer(ball), views=views
-    )
+    render = ExactRenderer(ball).look_ahead(cameras)
+    mesh = mesh_from_splats(splats_on(ball), cameras, SMALL, render=render, views=views)
     assert mesh.vertex_colours is not None
     assert (mesh.vertex_colours - torch.tensor([1.0, 0, 0])).abs().max() < 1e-4
 
