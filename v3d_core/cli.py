@@ -11,6 +11,7 @@ from pathlib import Path
 
 from . import __version__
 from .cameras import Orbit
+from .cli_batch import add_batch_command
 from .cli_env import add_env_command
 from .cli_generate import add_convert_command, add_orbit_options, add_sample_command, sample_one
 from .cli_input import add_hold_out, add_input_options, chosen_orbit, held_out, load
@@ -106,6 +107,10 @@ def build_parser() -> argparse.ArgumentParser:
     add_hold_out(picture)
     _add_mesh(picture)
     picture.set_defaults(run=run_image_to_3d)
+
+    batch = add_batch_command(commands)
+    _add_fit_options(batch, preset="normal")
+    _add_mesh(batch)
 
     add_convert_command(commands)
 

@@ -24,6 +24,11 @@ def add_input_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--masks", type=Path, metavar="DIR", help="one mask per frame, white = object"
     )
+    add_view_options(parser)
+
+
+def add_view_options(parser: argparse.ArgumentParser) -> None:
+    """Which frames are taken, and their cameras."""
     parser.add_argument(
         "--frames", type=int, metavar="N", help="take N frames, spread evenly; default: all"
     )

@@ -55,6 +55,9 @@ class PictureJob:
     mask: Path | None = None
 
 
+ReadPicture = Callable[[PictureJob, PrepareConfig], PreparedPicture]
+
+
 @dataclass(frozen=True)
 class ModelSource:
     """Which model samples, and how; it is loaded when the first picture needs it.
@@ -168,6 +171,7 @@ def sample_pictures(
     overwrite: bool = False,
     stage_progress: StageProgress = no_bar,
     tell: Callable[[PictureOutcome], None] = lambda outcome: None,
+    read: ReadPicture | None = None,
 ) -> list[PictureOutcome]:
     """Sample an orbit of every picture and write each to its folder.
 
@@ -184,6 +188,7 @@ def sample_pictures(
         overwrite: Sample again what is there already.
         stage_progress: Opens a progress bar for each picture; raising in it ends the whole run.
         tell: Told of every outcome as it comes.
+        read: Instead of `read_and_prepare`, where that was done before.
 
     Returns:
         One outcome per job, in their order.
@@ -221,7 +226,7 @@ def sample_pictures(
                 end(PictureOutcome(job, "kept", report=earlier))
                 continue
             with stopwatch.stage("prepare"):
-                prepared = read_and_prepare(job, prepare)
+                prepared = (read or read_and_prepare)(job, prepare)
         except Exception as error:
             end(_failed(job, error))
             continue

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,7 @@ from .structures import Cameras, GaussianSplats, Views
 from .visual_hull import seen_volume
 
 StageProgress = Callable[[str], AbstractContextManager[Progress]]  # opens a bar for a named stage
+Write = Callable[[Callable[[], None]], None]  # takes a job that only writes what is on the CPU
 
 MESH_NAMES = ("mesh.glb", "mesh.ply")
 FIELD_NAME = "field.safetensors"  # with a NeuS mesh
@@ -74,6 +76,11 @@ def no_bar(stage: str) -> Iterator[Progress]:
     yield silent
 
 
+def at_once(job: Callable[[], None]) -> None:
+    """A `Write` that does not wait."""
+    job()
+
+
 def prepare_output(folder: Path) -> None:
     """Make the output folder and find out whether it can be written, before any long work.
 
@@ -100,6 +107,7 @@ def reconstruct(
     warnings: tuple[str, ...] = (),
     stage_progress: StageProgress = no_bar,
     stopwatch: Stopwatch | None = None,
+    write: Write = at_once,
 ) -> dict[str, Any]:
     """Fit a splat to views and write everything that can be had from it.
 
@@ -116,6 +124,9 @@ def reconstruct(
         warnings: What the loader had to say; goes into the report.
         stage_progress: Opens a progress bar for each stage.
         stopwatch: Holds the seconds that loading took, or None.
+        write: Given each job that only encodes, writes and scores on the CPU. They may be done
+            later and in another thread, in their order; the report's `scores`, `files` and
+            `warnings` are there after the last.
 
     Returns:
         The report, as it stands in report.json.
@@ -128,7 +139,7 @@ def reconstruct(
     with stopwatch.stage("fit"), stage_progress("fit splat") as progress:
         fit = fit_splats(views, fit_config, progress=progress)
     splats = fit.splats
-    write_splat_ply(out / "splat.ply", splats)
+    write(partial(write_splat_ply, out / "splat.ply", splats.to("cpu")))
 
     mesh = surface = None
     if neus_config is not None:
@@ -141,7 +152,7 @@ def reconstruct(
             # aligned where they disagreed
             guide, depths = guided(fit.views, splats, render_splats, normals=agree)
             surface = fit_neus(guide, neus_config, depths=depths, progress=progress)
-        save_field(out / FIELD_NAME, surface.field)
+        save_field(out / FIELD_NAME, surface.field)  # on its device: not left for later
         with stopwatch.stage("mesh"), stage_progress("mesh") as progress:
             mesh = extract_mesh(surface.field, progress=progress)
     elif mesh_config is not None:
@@ -157,7 +168,7 @@ def reconstruct(
     asset = None
     if mesh is not None:
         for name in MESH_NAMES:
-            write_mesh(out / name, mesh)
+            write(partial(write_mesh, out / name, mesh.to("cpu")))
     if mesh is not None and asset_config is not None:
         with stopwatch.stage("texture"), stage_progress("texture") as progress:
             # from the views as they came: what was aligned for the fit is aligned to the mesh, once
@@ -168,10 +179,11 @@ def reconstruct(
                 distance=None if surface is None else field_distance(surface.field),
                 progress=progress,
             )
-        write_mesh(out / ASSET_NAME, asset.mesh)
+        write(partial(write_mesh, out / ASSET_NAME, asset.mesh.to("cpu")))
 
     with stopwatch.stage("turntable"), stage_progress("turntable") as progress:
-        write_turntable(out / "turntable.mp4", splats, views.cameras, pictures, progress)
+        turn = render_turntable(splats, views.cameras, pictures, progress)
+        write(partial(write_video, out / "turntable.mp4", turn, pictures.turntable_fps))
 
     scores = None
     if test_views is not None:
@@ -180,7 +192,7 @@ def reconstruct(
 
     with stopwatch.stage("contact sheet"):
         sheet = compare_on_sheet(splats, views, test_views, pictures)
-        write_png(out / "contact_sheet.png", sheet)
+        write(partial(write_png, out / "contact_sheet.png", sheet))
 
     kept = [] if mesh is not None else [*MESH_NAMES]
     kept += [] if asset is not None else [ASSET_NAME]
@@ -207,9 +219,15 @@ def reconstruct(
         "scores": scores,
         "seconds": stopwatch.rounded(),
         "peak_memory": memory(device),
-        "files": [n for n in (*OUTPUT_NAMES, FIELD_NAME) if (out / n).exists() and n not in kept],
+        "files": [],
         "warnings": notes,
     }
+
+    def list_files() -> None:
+        there = [name for name in (*OUTPUT_NAMES, FIELD_NAME) if (out / name).exists()]
+        report["files"] = [name for name in there if name not in kept]
+
+    write(list_files)
     return report
 
 
@@ -239,20 +257,19 @@ def turntable_cameras(cameras: Cameras, frames: int, size: int) -> Cameras:
     return dataclasses.replace(turn, camera_to_world=poses)
 
 
-def write_turntable(
-    path: Path,
+def render_turntable(
     splats: GaussianSplats,
     cameras: Cameras,
     pictures: PictureConfig,
     progress: Progress = silent,
-) -> None:
-    """Render one turn around a splat on white into a video."""
+) -> Tensor:  # [V, H, W, 3]
+    """One turn around a splat on white, on the CPU."""
     path_cameras = turntable_cameras(cameras, pictures.turntable_frames, pictures.turntable_size)
     frames = []
     for index in range(len(path_cameras)):
         frames.append(render_splats(splats, path_cameras[index], depths=False).colours[0].cpu())
         progress(index + 1, len(path_cameras))
-    write_video(path, torch.stack(frames), pictures.turntable_fps)
+    return torch.stack(frames)
 
 
 def render_and_score(

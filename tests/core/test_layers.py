@@ -13,6 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 STAGES = ("diffusion", "splats", "neus", "mesh", "training")
 COMMAND_LINE = ("cli", "cli_env", "cli_generate", "cli_input", "cli_neus", "cli_shared", "generate")
 COMMAND_LINE += ("cli_refine", "cli_train", "cli_train_data", "nano", "nano_check", "reconstruct")
+COMMAND_LINE += ("cli_batch", "cli_batch_stages")
 # the only ones that see every stage
 ASSEMBLERS = ("__init__", "__main__", "environment", *COMMAND_LINE)
 HOST = ("comfy", "comfy_api", "comfy_api_nodes", "comfy_execution", "comfy_extras", "folder_paths")
