@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import subprocess
 import sys
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGES = ("torch", "warp-lang", "gsplat", "numpy")
-BUSY = 0.5  # load average from which a table says so
-# how busy the machine was before the benchmark, in runnable threads; None where that is unknown
-LOAD_BEFORE = round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None
+sys.path.insert(0, str(ROOT))
+
+from v3d_core.report import machine, source_line  # noqa: E402
+
+__all__ = ["ROOT", "add_arguments", "command_line", "make_record", "source_line", "store"]
 
 
 def add_arguments(parser) -> None:
@@ -57,32 +56,6 @@ def command_line(arguments: list[str]) -> str:
     return " ".join(words)
 
 
-def machine(device: torch.device) -> dict[str, Any]:
-    """The device that computed, and the versions that matter."""
-    versions = {"python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    if device.type == "cuda":
-        name = torch.cuda.get_device_name(device)
-        versions["CUDA of torch"] = str(torch.version.cuda)
-    else:
-        name = f"{os.cpu_count()} cores, {_cpu_name()}, {torch.get_num_threads()} torch threads"
-    system = platform.system()
-    return {"device": name, "system": system, "load_before": LOAD_BEFORE, "versions": versions}
-
-
-def source_line(record: dict[str, Any]) -> str:
-    """One sentence under a table: where it comes from."""
-    versions = ", ".join(f"{name} {value}" for name, value in record["versions"].items())
-    source = f"Commit {record['commit']}; {record['device']}, {record['system']}, {versions}."
-    load = record.get("load_before")
-    busy = load is not None and load >= BUSY
-    return source + (f" Not idle: load average {load} before the run." if busy else "")
-
-
 def _commit() -> str:
     done = subprocess.run(
         ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--exclude", "*"],
@@ -90,13 +63,3 @@ def _commit() -> str:
         text=True,
     )
     return done.stdout.strip() or "unknown"
-
-
-def _cpu_name() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()

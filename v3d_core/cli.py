@@ -13,6 +13,7 @@ from . import __version__
 from .cameras import Orbit
 from .cli_batch import add_batch_command
 from .cli_env import add_env_command
+from .cli_evaluate import add_evaluate_command
 from .cli_generate import add_convert_command, add_orbit_options, add_sample_command, sample_one
 from .cli_input import add_hold_out, add_input_options, chosen_orbit, held_out, load
 from .cli_neus import add_neus_commands, chosen_neus
@@ -119,6 +120,8 @@ def build_parser() -> argparse.ArgumentParser:
     add_train_data_command(commands)
 
     add_train_command(commands)
+
+    add_evaluate_command(commands)
 
     add_env_command(commands)
 

@@ -37,7 +37,7 @@ from .neus.store import save_field
 from .progress import Progress, silent
 from .report import Stopwatch, environment, memory
 from .splats.config import SplatFitConfig
-from .splats.fit import fit_splats
+from .splats.fit import SplatFit, fit_splats
 from .splats.raster import render_splats
 from .structures import Cameras, GaussianSplats, Views
 from .visual_hull import seen_volume
@@ -144,13 +144,7 @@ def reconstruct(
     mesh = surface = None
     if neus_config is not None:
         with stopwatch.stage("neus"), stage_progress("fit NeuS") as progress:
-            agree = fit.report["frames"] == "agree"
-            if not agree:
-                neus_config = for_aligned_frames(neus_config)
-            elif fit.views.normals is None:
-                neus_config = neus_config.with_changes(normal_until=SPLAT_NORMALS_UNTIL)
-            # aligned where they disagreed
-            guide, depths = guided(fit.views, splats, render_splats, normals=agree)
+            guide, depths, neus_config = guide_of_splat(fit, neus_config)
             surface = fit_neus(guide, neus_config, depths=depths, progress=progress)
         save_field(out / FIELD_NAME, surface.field)  # on its device: not left for later
         with stopwatch.stage("mesh"), stage_progress("mesh") as progress:
@@ -231,6 +225,23 @@ def reconstruct(
     return report
 
 
+def guide_of_splat(fit: SplatFit, config: NeusFitConfig) -> tuple[Views, Tensor, NeusFitConfig]:
+    """What `fit_neus` takes where a splat of the views was fitted.
+
+    Returns:
+        The views, with normals of the splat's depth where the frames agree and have none of their
+        own; the splat's depth in each [V, H, W]; and the settings that suit them.
+    """
+    agree = fit.report["frames"] == "agree"
+    if not agree:
+        config = for_aligned_frames(config)
+    elif fit.views.normals is None:
+        config = config.with_changes(normal_until=SPLAT_NORMALS_UNTIL)
+    # aligned where they disagreed
+    guide, depths = guided(fit.views, fit.splats, render_splats, normals=agree)
+    return guide, depths, config
+
+
 def turntable_cameras(cameras: Cameras, frames: int, size: int) -> Cameras:
     """One turn about the point the views look at, at their mean distance and elevation.
 
@@ -281,17 +292,44 @@ def render_and_score(
         Means over the views and the figures of each; `lpips` is None where it cannot be computed,
         and `lpips_backend` says why.
     """
+    return save_and_score(
+        folder, *straight_renders(splats, test_views.cameras, progress), test_views
+    )
+
+
+def straight_renders(
+    splats: GaussianSplats, cameras: Cameras, progress: Progress = silent
+) -> tuple[Tensor, Tensor]:
+    """Straight colours [V, H, W, 3] and coverage [V, H, W] of a splat, on the CPU."""
     colours, alphas = [], []
-    for index in range(len(test_views)):
-        black = render_splats(splats, test_views.cameras[index], (0.0, 0.0, 0.0), depths=False)
+    for index in range(len(cameras)):
+        black = render_splats(splats, cameras[index], (0.0, 0.0, 0.0), depths=False)
         colours.append(unpremultiply(black.colours, black.alphas).cpu())
         alphas.append(black.alphas.cpu())
-        progress(index + 1, len(test_views))
+        progress(index + 1, len(cameras))
+    return torch.cat(colours), torch.cat(alphas)
+
+
+def save_and_score(
+    folder: Path,
+    colours: Tensor,  # [V, H, W, 3]
+    alphas: Tensor,  # [V, H, W]
+    test_views: Views,
+) -> dict[str, Any]:
+    """Write straight renders of held-out views as RGBA PNGs and score those very files.
+
+    Args:
+        folder: For the pictures, under the views' own names, and their transforms.json.
+        colours: Straight sRGB in [0, 1]. [V, H, W, 3]
+        alphas: Coverage in [0, 1]. [V, H, W]
+        test_views: The truth.
+
+    Returns:
+        As `render_and_score`.
+    """
     truth = test_views.to("cpu")
     names = truth.names or tuple(f"r_{index:03d}" for index in range(len(truth)))
-    rendered = dataclasses.replace(
-        truth, images=torch.cat(colours), masks=torch.cat(alphas), names=names, normals=None
-    )
+    rendered = dataclasses.replace(truth, images=colours, masks=alphas, names=names, normals=None)
     save_views(folder, rendered)
     written = torch.stack([read_rgba(folder / f"{name}.png") for name in names])
     lpips, reason = load_lpips()

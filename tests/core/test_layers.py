@@ -13,6 +13,8 @@ ROOT = Path(__file__).resolve().parents[2]
 STAGES = ("diffusion", "splats", "neus", "mesh", "training")
 COMMAND_LINE = ("cli", "cli_env", "cli_generate", "cli_input", "cli_neus", "cli_shared", "generate")
 COMMAND_LINE += ("cli_refine", "cli_train", "cli_train_data", "nano", "nano_check", "reconstruct")
+COMMAND_LINE += ("cli_evaluate", "evaluation", "evaluation_methods", "evaluation_surface")
+COMMAND_LINE += ("evaluation_units",)
 COMMAND_LINE += ("cli_batch", "cli_batch_stages")
 # the only ones that see every stage
 ASSEMBLERS = ("__init__", "__main__", "environment", *COMMAND_LINE)

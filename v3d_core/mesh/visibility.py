@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -142,23 +143,72 @@ def render_texture(
     if mesh.texture is None:
         raise ValueError("the mesh has no texture to render")
     require_atlas(mesh)
-    queries = MeshQueries(mesh.vertices, mesh.faces) if queries is None else queries
     texture = mesh.texture
-    size = (len(cameras), cameras.height * cameras.width)
-    images = texture.new_zeros(*size, texture.shape[-1])
-    masks = texture.new_zeros(size)
+
+    def look_up(face: Tensor, barycentric: Tensor) -> Tensor:
+        return sample_texture(texture, uvs_of_hits(mesh, face, barycentric))
+
+    queries = MeshQueries(mesh.vertices, mesh.faces) if queries is None else queries
+    return _mean_of_rays(queries, cameras, samples, look_up, progress, "Rendering the texture")
+
+
+def render_vertex_colours(
+    mesh: Mesh, cameras: Cameras, *, samples: int = 1, progress: Progress = silent
+) -> tuple[Tensor, Tensor]:
+    """A mesh with vertex colours, unlit, from cameras: ray casts and linear interpolation.
+
+    Args:
+        mesh: With vertex colours.
+        cameras: V views of H x W pixels.
+        samples: Rays along each side of a pixel.
+        progress: Told once per view.
+
+    Returns:
+        Straight colours, 0 where nothing is seen [V, H, W, 3], and coverage [V, H, W].
+
+    Raises:
+        ValueError: The mesh has no vertex colours.
+    """
+    if mesh.vertex_colours is None:
+        raise ValueError("the mesh has no vertex colours to render")
+    colours = mesh.vertex_colours
+
+    def look_up(face: Tensor, barycentric: Tensor) -> Tensor:
+        return (barycentric[..., None] * colours[mesh.faces[face]]).sum(dim=-2)
+
+    queries = MeshQueries(mesh.vertices, mesh.faces)
+    return _mean_of_rays(queries, cameras, samples, look_up, progress, "Rendering the mesh")
+
+
+def _mean_of_rays(
+    queries: MeshQueries,
+    cameras: Cameras,
+    samples: int,
+    look_up: Callable[[Tensor, Tensor], Tensor],  # [P], [P, 3] -> [P, C]
+    progress: Progress,
+    text: str,
+) -> tuple[Tensor, Tensor]:  # [V, H, W, C], [V, H, W]
     shifts = pixel_shifts(samples)
+    images, masks = [], []
     for v in range(len(cameras)):
+        image, hits = None, None
         for shift in shifts:
             face, barycentric, _ = _flat(cast_pixels(queries, cameras[v], shift))
             seen = (face >= 0).nonzero()[:, 0]
-            uvs = uvs_of_hits(mesh, face[seen], barycentric[seen])
-            images[v, seen] += sample_texture(texture, uvs)
-            masks[v, seen] += 1
-        progress(v + 1, len(cameras), None, "Rendering the texture")
-    images /= masks.clamp_min(1)[..., None]
+            colours = look_up(face[seen], barycentric[seen])
+            if image is None or hits is None:
+                image, hits = (
+                    colours.new_zeros(len(face), colours.shape[-1]),
+                    colours.new_zeros(len(face)),
+                )
+            image[seen] += colours
+            hits[seen] += 1
+        assert image is not None and hits is not None
+        images.append(image / hits.clamp_min(1)[:, None])
+        masks.append(hits / len(shifts))
+        progress(v + 1, len(cameras), None, text)
     shape = (len(cameras), cameras.height, cameras.width)
-    return images.view(*shape, -1), (masks / len(shifts)).view(shape)
+    return torch.stack(images).view(*shape, -1), torch.stack(masks).view(shape)
 
 
 def _flat(hits: Hits) -> Hits:
