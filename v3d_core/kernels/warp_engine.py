@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import stat
+import tempfile
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -14,6 +18,8 @@ import torch
 from torch import Tensor
 
 from .. import backends
+
+logger = logging.getLogger(__name__)
 
 MAX_THREADS = 8  # more brought nothing for pictures of 512 px (a thousand tiles)
 MAX_DESCRIBED = 10_000  # addresses whose descriptions are kept; far more than a fit has
@@ -33,7 +39,14 @@ class WarpEngine:
         else:  # before Warp 1.16
             warp.config.quiet = True
         with _native_stderr_closed():
-            warp.init()
+            problem = init_with_a_cache(warp)
+        if problem:  # said where it can be seen
+            logger.warning(
+                "Warp's cache of compiled kernels cannot be written (%s); %s is used instead. Set "
+                "WARP_CACHE_PATH to a folder that stays, or kernels may be compiled again next time",
+                problem,
+                warp.config.kernel_cache_dir,
+            )
         if device.type == "cuda" and not warp.is_cuda_available():
             raise RuntimeError(
                 f"Warp {warp.__version__} finds no CUDA driver it can use; update the NVIDIA "
@@ -127,6 +140,58 @@ def contiguous(tensor: Tensor) -> Tensor:
     if tensor.dtype == torch.float32 and tensor.is_contiguous():
         return tensor  # three calls saved, of hundreds in a step
     return tensor.float().contiguous()
+
+
+def init_with_a_cache(warp: Any) -> str:
+    """Start Warp; where its cache of compiled kernels cannot be written, with one that can.
+
+    Returns:
+        Why its own cache was not taken; nothing where it was.
+    """
+    try:
+        warp.init()
+        problem = _why_not_writable(warp.config.kernel_cache_dir)
+    except OSError as error:  # the folder cannot even be made
+        problem = str(error)
+    if problem:
+        warp.config.kernel_cache_dir = str(temporary_cache())
+        warp.init()
+    return problem
+
+
+def _why_not_writable(folder: str) -> str:
+    """The system's reason why no file can be made in a folder, or nothing."""
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            return ""
+    except OSError as error:
+        return str(error)
+
+
+def temporary_cache() -> Path:
+    """A folder for compiled kernels below the system's temporary one, that nobody else can write.
+
+    The next process of the same user finds it again; what is in it gets loaded as code, so one
+    that somebody else could have filled is not taken.
+    """
+    if not hasattr(os, "getuid"):  # Windows: the temporary folder is the user's own
+        folder = Path(tempfile.gettempdir()) / "v3d-kernels"
+        folder.mkdir(exist_ok=True)
+        return folder
+    folder = Path(tempfile.gettempdir()) / f"v3d-kernels-{os.getuid()}"
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        state = folder.lstat()
+        others = stat.S_IRWXG | stat.S_IRWXO
+        if (
+            stat.S_ISDIR(state.st_mode)
+            and state.st_uid == os.getuid()
+            and not state.st_mode & others
+        ):
+            return folder
+    except OSError:
+        pass
+    return Path(tempfile.mkdtemp(prefix="v3d-kernels-"))
 
 
 @contextmanager
