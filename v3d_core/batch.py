@@ -21,7 +21,7 @@ from .batch_store import LOGS, BatchFolder, Item, ItemLog, Stopped, Tell, finger
 
 POLL_SECONDS = 1.0  # between looks at items that others hold
 WATCH_SECONDS = 0.2  # between looks at a stop
-WRITE_SECONDS = 0.6  # after a stop, for what is nearly written
+WRITE_SECONDS = 0.5  # after a stop, for what is nearly written
 
 
 class Stages(Protocol):

@@ -17,7 +17,7 @@ from typing import Any
 from .batch import WATCH_SECONDS, Stages, work
 from .batch_store import BatchFolder, Item, Tell
 
-STOP_SECONDS = 1.2  # workers have to end by themselves before they are killed
+STOP_SECONDS = 1.0  # workers have to end by themselves before they are killed
 
 
 @dataclass
@@ -140,6 +140,8 @@ def _worker(
         stages = make_stages()
         store = BatchFolder(out, stale_seconds)
         work(items, store, stages, since=since, tell=tell, stop=stop)
+        if stop.is_set():
+            os._exit(0)  # torch and Warp take a second to put themselves away
     except Exception as error:
         tell("broken", {"error": f"{type(error).__name__}: {error}"})
         raise SystemExit(1) from error

@@ -179,10 +179,12 @@ def reconstruct(
         turn = render_turntable(splats, views.cameras, pictures, progress)
         write(partial(write_video, out / "turntable.mp4", turn, pictures.turntable_fps))
 
-    scores = None
+    scores: dict[str, Any] = {}
     if test_views is not None:
         with stopwatch.stage("test"), stage_progress("test views") as progress:
-            scores = render_and_score(out / "test", splats, test_views, progress)
+            renders = straight_renders(splats, test_views.cameras, progress)
+            score = partial(save_and_score, out / "test", *renders, test_views.to("cpu"))
+            write(lambda: scores.update(score()))
 
     with stopwatch.stage("contact sheet"):
         sheet = compare_on_sheet(splats, views, test_views, pictures)
@@ -210,18 +212,19 @@ def reconstruct(
         if mesh is None
         else {"vertices": len(mesh.vertices), "faces": len(mesh.faces)},
         "asset": None if asset is None else asset.report,
-        "scores": scores,
+        "scores": None,
         "seconds": stopwatch.rounded(),
         "peak_memory": memory(device),
         "files": [],
         "warnings": notes,
     }
 
-    def list_files() -> None:
+    def complete_report() -> None:
+        report["scores"] = scores or None
         there = [name for name in (*OUTPUT_NAMES, FIELD_NAME) if (out / name).exists()]
         report["files"] = [name for name in there if name not in kept]
 
-    write(list_files)
+    write(complete_report)
     return report
 
 
@@ -283,20 +286,6 @@ def render_turntable(
     return torch.stack(frames)
 
 
-def render_and_score(
-    folder: Path, splats: GaussianSplats, test_views: Views, progress: Progress = silent
-) -> dict[str, Any]:
-    """Render held-out views as RGBA PNGs under their own names and score those very files.
-
-    Returns:
-        Means over the views and the figures of each; `lpips` is None where it cannot be computed,
-        and `lpips_backend` says why.
-    """
-    return save_and_score(
-        folder, *straight_renders(splats, test_views.cameras, progress), test_views
-    )
-
-
 def straight_renders(
     splats: GaussianSplats, cameras: Cameras, progress: Progress = silent
 ) -> tuple[Tensor, Tensor]:
@@ -325,7 +314,8 @@ def save_and_score(
         test_views: The truth.
 
     Returns:
-        As `render_and_score`.
+        Means over the views and the figures of each; `lpips` is None where it cannot be computed,
+        and `lpips_backend` says why.
     """
     truth = test_views.to("cpu")
     names = truth.names or tuple(f"r_{index:03d}" for index in range(len(truth)))
