@@ -448,3 +448,78 @@ def test_two_orbits_and_a_broken_one_from_end_to_end(tmp_path, capsys, demo_orbi
     assert cli.main(command) == 0
     assert (out / "one" / "item.json").stat().st_mtime_ns == before.st_mtime_ns
     assert json.loads((out / "batch.json").read_text())["kept"] == 2
+
+
+class ModelOfFrames:
+    """Hands out the demo's frames for any picture."""
+
+    def __init__(self, folder):
+        import torch
+
+        from v3d_core.formats.views import load_views
+        from v3d_core.images import composite
+
+        self.device = torch.device("cpu")
+        views = load_views(folder).views
+        self.frames = composite(views.images, views.masks)
+
+
+def test_pictures_are_sampled_by_a_model_that_is_loaded_once(
+    tiny, demo_orbit_48, tmp_path, monkeypatch
+):
+    from PIL import Image
+
+    from v3d_core import cli, cli_batch_stages, generate
+    from v3d_core.diffusion.orbit import SampledOrbit
+
+    loads = []
+    model = ModelOfFrames(demo_orbit_48)
+    monkeypatch.setattr(generate.ModelSource, "load", lambda source: loads.append(source) or model)
+    monkeypatch.setattr(
+        generate,
+        "sample_orbit",
+        lambda model, image, config, seed, progress: SampledOrbit(model.frames, {"frames": 18}),
+    )
+    (tmp_path / "in").mkdir()
+    for name in ("cup", "pot", "nothing"):
+        image = Image.new("RGBA", (40, 40), (0, 0, 0, 0))
+        if name != "nothing":
+            image.paste((200, 40, 30, 255), (8, 6, 32, 36))
+        image.save(tmp_path / "in" / f"{name}.png")
+    common = ["batch", str(tmp_path / "in"), "--out", str(tmp_path / "out"), "--device", "cpu"]
+    common += ["--model", str(tiny.v3d), "--companion", str(tiny.svd), "--mesh", "none"]
+    common += ["--preset", "draft", "--resolution", "48", "--seconds", "1", "--align", "off"]
+    store, items = BatchFolder(tmp_path / "out"), find_items(tmp_path / "in", tmp_path / "out")[0]
+
+    def run(*more):
+        stages = cli_batch_stages.FromOptions(
+            cli.build_parser().parse_args([*common, *more]), pictures=True
+        )
+        rows = {}
+        work(
+            items,
+            store,
+            stages,
+            since=store.claims.now(),
+            tell=lambda event, row: rows.update({row["name"]: row}) if event == "ended" else None,
+        )
+        return stages, rows
+
+    stages, rows = run("--max-splats", "800")
+    assert {name: row["state"] for name, row in rows.items()} == {
+        "cup": "done",
+        "pot": "done",
+        "nothing": "failed",
+    }
+    assert "empty mask" in rows["nothing"]["error"] and len(loads) == 1
+    cup = next(item for item in items if item.name == "cup")
+    assert store.kept(cup, settings_hash(stages.settings(cup)))
+    orbit = tmp_path / "out" / "cup" / "orbit" / "orbit.json"
+    before = orbit.read_text()
+    assert json.loads(before)["picture"] == "cup.png"
+
+    loads.clear()
+    stages, rows = run("--max-splats", "700")  # another fit of the same orbit
+    assert rows["cup"]["state"] == "done" and not loads and orbit.read_text() == before
+    _, rows = run("--max-splats", "700", "--seed", "5")
+    assert rows["cup"]["state"] == "done" and len(loads) == 1 and orbit.read_text() != before
