@@ -17,12 +17,15 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
-import trimesh
-from scipy.spatial import cKDTree
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
 
-SAMPLES = 100_000  # area-uniform points per surface
-THRESHOLDS = (0.005, 0.01)  # of the true bounding box's diagonal
+from v3d_core.evaluation_surface import (  # noqa: E402
+    load_true_surface,
+    surface_scores,
+    topology,
+)
+from v3d_core.formats.mesh_files import read_mesh  # noqa: E402
 
 COLUMNS = {
     "psnr": ("PSNR", "{:.2f}"),
@@ -81,7 +84,7 @@ def score_object(path: Path, options: argparse.Namespace) -> dict[str, float | i
     report = json.loads((out / "report.json").read_text(encoding="utf-8"))
     row = {key: report["scores"][key] for key in ("psnr", "psnr_object", "ssim", "alpha_iou")}
     if (path / "gt_mesh.ply").is_file():
-        row |= mesh_scores(out / "mesh.ply", path / "gt_mesh.ply", path / "gt_points.npz")
+        row |= mesh_scores(out / "mesh.ply", path)
     seconds = report["seconds"]
     return row | {
         "splats": report["splats"],
@@ -92,29 +95,16 @@ def score_object(path: Path, options: argparse.Namespace) -> dict[str, float | i
     }
 
 
-def mesh_scores(predicted: Path, truth: Path, points: Path) -> dict[str, float | bool]:
-    """F-scores and Chamfer-L1 without alignment.
-
-    Precision counts against the whole truth, recall and completeness over the points that the
-    training views see.
-    """
-    mine, true = (trimesh.load(path, process=False, force="mesh") for path in (predicted, truth))
-    diagonal = float(np.linalg.norm(np.ptp(true.vertices[np.unique(true.faces)], axis=0)))
-    ours = trimesh.sample.sample_surface(mine, SAMPLES, seed=1)[0]
-    theirs = trimesh.sample.sample_surface(true, SAMPLES, seed=2)[0]
-    known = np.load(points)
-    seen = known["points"][known["visible_train"]].astype(float)
-    accuracy = cKDTree(theirs).query(ours)[0]
-    completeness = cKDTree(ours).query(seen)[0]
-    scores: dict[str, float | bool] = {
-        "chamfer_l1": float((accuracy.mean() + completeness.mean()) / 2),
-        "watertight": bool(mine.is_watertight),
+def mesh_scores(predicted: Path, folder: Path) -> dict[str, float | bool]:
+    """F-scores over what the training views see, and Chamfer-L1 of it."""
+    mesh, truth = read_mesh(predicted), load_true_surface(folder)
+    assert truth is not None
+    scores = surface_scores(mesh, truth)
+    return {
+        "chamfer_l1": scores["chamfer_l1_seen"],
+        "watertight": bool(topology(mesh)["watertight"]),
+        **{key: scores[f"{key}_seen"] for key in ("fscore_0.5pct", "fscore_1pct")},
     }
-    for threshold in THRESHOLDS:
-        precision = float((accuracy < threshold * diagonal).mean())
-        recall = float((completeness < threshold * diagonal).mean())
-        scores[f"fscore_{threshold * 100:g}pct"] = 2 * precision * recall / (precision + recall)
-    return scores
 
 
 def table(rows: dict[str, dict[str, float | int | bool]]) -> str:
@@ -129,8 +119,7 @@ def table(rows: dict[str, dict[str, float | int | bool]]) -> str:
 
 
 def _git(*arguments: str) -> str:
-    root = Path(__file__).resolve().parent
-    done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True)
+    done = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True)
     return done.stdout.strip() or "unknown"
 
 

@@ -20,11 +20,9 @@ from __future__ import annotations
 import argparse
 import ast
 import dataclasses
-import gc
 import os
 import statistics
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -37,13 +35,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import record
 
+from v3d_core.evaluation_methods import measured
 from v3d_core.formats.views import load_views
-from v3d_core.images import unpremultiply
 from v3d_core.metrics import score_views
-from v3d_core.report import peak_memory_mib
+from v3d_core.reconstruct import straight_renders
 from v3d_core.splats.config import SPLAT_PRESETS, SplatFitConfig, splat_preset
 from v3d_core.splats.fit import fit_splats
-from v3d_core.splats.raster import render_splats
 from v3d_core.structures import GaussianSplats, Views
 
 SCORES = {
@@ -93,22 +90,12 @@ def changed(config: SplatFitConfig, changes: list[str]) -> SplatFitConfig:
 
 def timed_fit(views: Views, config: SplatFitConfig) -> tuple[GaussianSplats, dict[str, Any]]:
     """One fit with its seconds and its peak memory."""
-    on_cuda = views.device.type == "cuda"
-    gc.collect()
-    if on_cuda:
-        torch.cuda.synchronize(views.device)
-        torch.cuda.reset_peak_memory_stats(views.device)
-    start = time.perf_counter()
-    fit = fit_splats(views, config)
-    if on_cuda:
-        torch.cuda.synchronize(views.device)
-    seconds = time.perf_counter() - start
-    peak = torch.cuda.max_memory_allocated(views.device) / 2**20 if on_cuda else peak_memory_mib()
+    fit, cost = measured(views.device, lambda: fit_splats(views, config))
     row = {
-        "seconds": round(seconds, 4),
+        "seconds": round(cost.seconds, 4),
         "splats": len(fit.splats),
         "steps": fit.report["steps"],
-        "peak_mib": round(peak, 1),
+        "peak_mib": round(cost.peak_mib, 1),
         "seed": config.seed,
         "report": fit.report,
     }
@@ -118,13 +105,8 @@ def timed_fit(views: Views, config: SplatFitConfig) -> tuple[GaussianSplats, dic
 @torch.no_grad()
 def held_out_scores(splats: GaussianSplats, test_views: Views) -> dict[str, float]:
     """Means over the held-out views, on white, at the size of the views."""
-    colours, alphas = [], []
-    for v in range(len(test_views)):
-        black = render_splats(splats, test_views.cameras[v], (0.0, 0.0, 0.0), depths=False)
-        colours.append(unpremultiply(black.colours, black.alphas).cpu())
-        alphas.append(black.alphas.cpu())
-    truth = test_views
-    scores: Any = score_views(torch.cat(colours), torch.cat(alphas), truth.images, truth.masks)
+    renders = straight_renders(splats, test_views.cameras)
+    scores: Any = score_views(*renders, test_views.images, test_views.masks)
     return {key: round(scores[key], 5) for key in SCORES}
 
 

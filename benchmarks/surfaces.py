@@ -11,46 +11,44 @@ Objects are folders with transforms_train.json, gt_mesh.ply and gt_points.npz.
 from __future__ import annotations
 
 import argparse
-import gc
 import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import record
-import torch
-import trimesh
-from scipy.spatial import cKDTree
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from v3d_core.formats.mesh_files import write_mesh  # noqa: E402
+from v3d_core.evaluation_methods import hull_mesh, measured  # noqa: E402
+from v3d_core.evaluation_surface import (  # noqa: E402
+    load_true_surface,
+    surface_scores,
+    topology,
+)
+from v3d_core.formats.mesh_files import read_mesh, write_mesh  # noqa: E402
 from v3d_core.formats.views import load_views  # noqa: E402
 from v3d_core.mesh.config import SplatMeshConfig  # noqa: E402
-from v3d_core.mesh.from_splats import extract_surface, mesh_from_splats  # noqa: E402
-from v3d_core.mesh.fusion import DistanceVolume  # noqa: E402
-from v3d_core.neus.config import NEUS_PRESETS, for_aligned_frames, neus_preset  # noqa: E402
+from v3d_core.mesh.from_splats import mesh_from_splats  # noqa: E402
+from v3d_core.neus.config import (  # noqa: E402
+    NEUS_PRESETS,
+    NeusFitConfig,
+    for_aligned_frames,
+    neus_preset,
+)
 from v3d_core.neus.extract import extract_mesh  # noqa: E402
 from v3d_core.neus.fit import fit_neus  # noqa: E402
-from v3d_core.neus.guides import SPLAT_NORMALS_UNTIL, guided  # noqa: E402
-from v3d_core.neus.start import distance_to_occupied  # noqa: E402
-from v3d_core.report import peak_memory_mib  # noqa: E402
+from v3d_core.reconstruct import guide_of_splat  # noqa: E402
 from v3d_core.splats.config import splat_preset  # noqa: E402
 from v3d_core.splats.consensus import align_frames  # noqa: E402
 from v3d_core.splats.fit import SplatFit, fit_splats  # noqa: E402
 from v3d_core.splats.raster import render_splats  # noqa: E402
 from v3d_core.structures import Mesh, Views  # noqa: E402
-from v3d_core.visual_hull import tight_visual_hull  # noqa: E402
 
-SAMPLES = 100_000  # points on each surface
-THRESHOLDS = (0.005, 0.01)  # of the true bounding box's diagonal
 WARM_UP_STEPS = 30
-HULL_RESOLUTION = 224  # voxels: what the data's own figures of the hull were made with
 COLUMNS = {
     "fscore_0.5pct": ("F 0.5 % (seen)", "{:.3f}"),
     "fscore_1pct": ("F 1 % (seen)", "{:.3f}"),
@@ -63,14 +61,6 @@ COLUMNS = {
     "seconds": ("seconds", "{:.2f}"),
     "peak_mib": ("peak MiB", "{:.0f}"),
 }
-
-
-def hull_mesh(views: Views, options: argparse.Namespace) -> Mesh:
-    """The visual hull of the masks."""
-    hull = tight_visual_hull(views, HULL_RESOLUTION)
-    distance = distance_to_occupied(torch.nn.functional.pad(hull.occupied, (2,) * 6))
-    origin = hull.centre - hull.half_size - 1.5 * hull.voxel
-    return extract_surface(DistanceVolume(distance, origin, hull.voxel))
 
 
 def splat_of(views: Views, options: argparse.Namespace) -> SplatFit:
@@ -117,32 +107,28 @@ def core_mesh(views: Views, options: argparse.Namespace) -> Mesh:
 def neus_mesh(views: Views, options: argparse.Namespace) -> Mesh:
     """The surface fit, from the depth of a fitted splat."""
     fit = splat_of(views, options)
-    agree = fit.report["frames"] == "agree"
-    views, depths = guided(fit.views, fit.splats, render_splats, normals=agree)
-    return _fitted(views, options, agree, depths)
-
-
-def neus_mesh_alone(views: Views, options: argparse.Namespace) -> Mesh:
-    """The surface fit, from the masks."""
-    consensus = align_frames(views, seed=options.seed)
-    if consensus is None:
-        return _fitted(views, options, True, None)
-    return _fitted(consensus.views, options, False, None)
-
-
-def _fitted(views: Views, options, agree: bool, depths: torch.Tensor | None) -> Mesh:
-    config = neus_preset(options.preset, views.device.type)
-    config = config.with_changes(seed=options.seed, steps=options.steps)
-    if not agree:
-        config = for_aligned_frames(config)
-    elif depths is not None:
-        config = config.with_changes(normal_until=SPLAT_NORMALS_UNTIL)
+    views, depths, config = guide_of_splat(fit, neus_config(views, options))
     field = fit_neus(views, config, depths=depths).field
     return extract_mesh(field, options.resolution)
 
 
+def neus_mesh_alone(views: Views, options: argparse.Namespace) -> Mesh:
+    """The surface fit, from the masks."""
+    config = neus_config(views, options)
+    consensus = align_frames(views, seed=options.seed)
+    if consensus is not None:
+        views, config = consensus.views, for_aligned_frames(config)
+    return extract_mesh(fit_neus(views, config).field, options.resolution)
+
+
+def neus_config(views: Views, options: argparse.Namespace) -> NeusFitConfig:
+    """The preset with the options that were given."""
+    config = neus_preset(options.preset, views.device.type)
+    return config.with_changes(seed=options.seed, steps=options.steps)
+
+
 METHODS: dict[str, Callable[[Views, argparse.Namespace], Mesh]] = {
-    "hull": hull_mesh,
+    "hull": lambda views, options: hull_mesh(views),
     "splat": splat_mesh,
     "core": core_mesh,
     "neus-alone": neus_mesh_alone,
@@ -150,63 +136,29 @@ METHODS: dict[str, Callable[[Views, argparse.Namespace], Mesh]] = {
 }
 
 
-def mesh_scores(mesh: trimesh.Trimesh, folder: Path) -> dict[str, float]:
-    """F-scores, Chamfer-L1 and normal consistency, without alignment.
-
-    Precision counts against the whole truth, recall over the points that the training views see.
-    Normal consistency is the mean |cosine| to the nearest sample, both ways, over the whole truth.
-    """
-    truth = trimesh.load(folder / "gt_mesh.ply", process=False, force="mesh")
-    diagonal = float(np.linalg.norm(np.ptp(truth.vertices[np.unique(truth.faces)], axis=0)))
-    ours, faces = trimesh.sample.sample_surface(mesh, SAMPLES, seed=1)
-    theirs, true_faces = trimesh.sample.sample_surface(truth, SAMPLES, seed=2)
-    known = np.load(folder / "gt_points.npz")
-    seen = known["points"][known["visible_train"]].astype(float)
-    our_tree, true_tree = cKDTree(ours), cKDTree(theirs)
-    accuracy, nearest = true_tree.query(ours)
-    complete, back = our_tree.query(theirs)
-    complete_seen = our_tree.query(seen)[0]
-    normals, true_normals = mesh.face_normals[faces], truth.face_normals[true_faces]
-    there = np.abs((normals * true_normals[nearest]).sum(-1)).mean()
-    again = np.abs((true_normals * normals[back]).sum(-1)).mean()
-    scores = {
-        "chamfer_l1": float((accuracy.mean() + complete.mean()) / 2),
-        "chamfer_l1_seen": float((accuracy.mean() + complete_seen.mean()) / 2),
-        "normal_consistency": float((there + again) / 2),
-        "watertight": float(mesh.is_watertight and mesh.volume > 0),
-        "parts": float(mesh.body_count),
-        "faces": float(len(mesh.faces)),
-    }
-    for threshold in THRESHOLDS:
-        precision = float((accuracy < threshold * diagonal).mean())
-        recall = float((complete_seen < threshold * diagonal).mean())
-        scores[f"fscore_{threshold * 100:g}pct"] = 2 * precision * recall / (precision + recall)
-    return scores
+def mesh_scores(mesh: Mesh, folder: Path) -> dict[str, float]:
+    """What the table shows: F-scores count recall over the points that the training views see."""
+    truth = load_true_surface(folder)
+    assert truth is not None
+    scores = surface_scores(mesh, truth)
+    shown = {key: scores[key] for key in ("chamfer_l1", "chamfer_l1_seen", "normal_consistency")}
+    shown |= {key: scores[f"{key}_seen"] for key in ("fscore_0.5pct", "fscore_1pct")}
+    return {**shown, **topology(mesh)}
 
 
 def measure(folder: Path, method: str, options: argparse.Namespace) -> dict[str, Any]:
     """Means over the runs of one method on one object, and each run."""
     views = load_views(folder).views.to(options.device)
-    on_cuda = views.device.type == "cuda"
     runs = []
     for seed in range(options.runs):
         options.seed = seed
-        gc.collect()
-        if on_cuda:
-            torch.cuda.synchronize()
-            torch.cuda.reset_peak_memory_stats()
-        start = time.perf_counter()
-        mesh = METHODS[method](views, options)
-        if on_cuda:
-            torch.cuda.synchronize()
-        seconds = time.perf_counter() - start
-        peak = torch.cuda.max_memory_allocated() / 2**20 if on_cuda else peak_memory_mib()
+        mesh, cost = measured(views.device, lambda: METHODS[method](views, options))
         with tempfile.TemporaryDirectory() as scratch:
             path = Path(options.keep or scratch) / f"{folder.name}-{method}-{options.seed}.ply"
             path.parent.mkdir(parents=True, exist_ok=True)
             write_mesh(path, mesh.to("cpu"))  # scored is what a file holds
-            scores = mesh_scores(trimesh.load(path, process=False, force="mesh"), folder)
-        runs.append({"seed": options.seed, "seconds": seconds, "peak_mib": peak, **scores})
+            scores = mesh_scores(read_mesh(path), folder)
+        runs.append({"seed": options.seed, **cost._asdict(), **scores})
         print(f"{folder.name} {method}: {runs[-1]}", file=sys.stderr, flush=True)
     means = {key: statistics.fmean(run[key] for run in runs) for key in COLUMNS}
     return {"mean": means, "runs": runs}

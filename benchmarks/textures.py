@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import math
 import sys
 import tempfile
 import time
@@ -35,6 +34,7 @@ from v3d_core.mesh.asset import AssetConfig, make_asset, make_light  # noqa: E40
 from v3d_core.mesh.colours import colour_vertices  # noqa: E402
 from v3d_core.mesh.refine import blend_texture  # noqa: E402
 from v3d_core.mesh_queries import MeshQueries, cast_pixels  # noqa: E402
+from v3d_core.metrics import psnr  # noqa: E402
 from v3d_core.splats.config import splat_preset  # noqa: E402
 from v3d_core.splats.fit import fit_splats  # noqa: E402
 from v3d_core.splats.raster import render_splats  # noqa: E402
@@ -99,11 +99,9 @@ def texture_of(visual: Any) -> Any:
 def psnr_on_object(pictures: torch.Tensor, views: Views) -> float:
     """Over the pixels that the object covers, both over white; mean over the views, dB."""
     truth = composite(views.images, views.masks, WHITE)
-    errors = []
-    for v in range(len(views)):
-        covered = views.masks[v] > COVERED
-        errors.append(float((pictures[v] - truth[v])[covered].square().mean()))
-    return sum(-10 * math.log10(error) for error in errors) / len(errors)
+    covered = views.masks > COVERED
+    scores = [psnr(pictures[v], truth[v], covered[v]) for v in range(len(views))]
+    return sum(scores) / len(scores)
 
 
 def with_vertex_colours(mesh: Mesh, views: Views) -> Mesh:

@@ -23,10 +23,13 @@ import splats
 import surfaces
 import textures
 
+from v3d_core import evaluation_report
+
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENT = ROOT / "docs" / "numbers.md"
 RESULTS = ROOT / "docs" / "numbers"
 TABLES = {
+    "evaluate": evaluation_report.markdown_tables,
     "neus_kernels": neus_kernels.markdown,
     "rasterizers": rasterizers.markdown,
     "splats": splats.markdown,

@@ -256,12 +256,14 @@ def consistency(views: Views, config: SplatFitConfig, progress: Progress = silen
     Views 0, 2, 4, ... are fitted alone, and views 1, 3, 5, ... alone, with the same settings and
     seed and without aligning frames, which would correct what shall be measured. At the camera of
     every view there are then two renders on white: one of the splat that was fitted to that view,
-    and one of the splat that never saw it. `consistency` is the PSNR between the two, the mean over
-    all views, dB: 3-D-consistent frames give two splats of one object and a PSNR near the
-    held-out one of a fit to half the views; frames that disagree give two objects. It does not
-    see faults that all views share. `cross_psnr` is the PSNR between the unseen render and the
-    view's own picture, two-fold cross-validation, which counts the detail and noise of single frames too.
-    With `_object` both are of the pixels that the view's mask covers.
+    and one of the splat that never saw it. `consistency` is the PSNR between the two, the mean
+    over all views, dB. 3-D-consistent frames give two splats of one object, and a PSNR of about the
+    held-out one of a fit to half the views, or above it, since both halves blur alike; frames that
+    disagree give two objects. It does not see faults that all views share.
+
+    `cross_psnr` is the PSNR between the unseen render and the view's own picture (two-fold
+    cross-validation), which counts the detail and noise of single frames too. With `_object` both
+    are of the pixels that the view's mask covers.
 
     Args:
         views: In the order of the orbit, on the device that shall do the work.
