@@ -5,7 +5,7 @@ import time
 from functools import partial
 from pathlib import Path
 
-from v3d_core.batch_store import BatchFolder, Item
+from v3d_core.batch_store import BatchFolder, Item, settings_hash
 from v3d_core.batch_workers import run_workers
 
 
@@ -56,13 +56,15 @@ def run_batch(folder, out, ledger, seconds=0.0, workers=1, stale_seconds=180.0, 
     """A whole run on a folder of text files; the rows of what ended in it."""
     store = BatchFolder(Path(out), stale_seconds)
     items = [Item(path.stem, "picture", path) for path in sorted(Path(folder).glob("*.txt"))]
+    since = store.claims.now()  # before the look at what is there, so that nothing is missed
+    settings = settings_hash({"setting": setting})
     rows = []
     run_workers(
-        items,
+        [item for item in items if not store.kept(item, settings)],
         store,
         partial(StubStages, ledger, seconds, setting),
         [{} for _ in range(workers)],
-        since=store.claims.now(),
+        since=since,
         tell=lambda event, row: rows.append(row) if event == "ended" else None,
     )
     return rows

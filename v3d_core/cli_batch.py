@@ -72,7 +72,7 @@ def run_batch(options: argparse.Namespace) -> int:
     stages = FromOptions(options, bool(kinds[PICTURE]))  # says what is wrong before the long part
     prepare_output(options.out)
     store = BatchFolder(options.out)
-    since = store.claims.now()
+    since = store.claims.now()  # before the look at what is there, so that nothing is missed
     say(
         f"{options.folder}: {kinds[PICTURE]:,} pictures (as v3d image-to-3d), {kinds[ORBIT]:,} "
         f"orbits (as v3d reconstruct), {len(others):,} others left out"

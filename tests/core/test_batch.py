@@ -426,7 +426,7 @@ def test_two_orbits_and_a_broken_one_from_end_to_end(tmp_path, capsys, demo_orbi
     (folder / "broken").mkdir()
     (folder / "broken" / "r_000.png").write_bytes(b"no picture")
     command = ["batch", str(folder), "--out", str(out), "--device", "cpu", "--preset", "draft"]
-    command += ["--resolution", "48", "--max-splats", "800", "--seconds", "1", "--mesh", "none"]
+    command += ["--resolution", "48", "--max-splats", "800", "--seconds", "0.3", "--mesh", "none"]
     assert cli.main(command) == 1
     summary = json.loads((out / "batch.json").read_text())
     assert summary["counts"] == {"done": 2, "failed": 1} and summary["kept"] == 0
@@ -488,10 +488,10 @@ def test_pictures_are_sampled_by_a_model_that_is_loaded_once(
         image.save(tmp_path / "in" / f"{name}.png")
     common = ["batch", str(tmp_path / "in"), "--out", str(tmp_path / "out"), "--device", "cpu"]
     common += ["--model", str(tiny.v3d), "--companion", str(tiny.svd), "--mesh", "none"]
-    common += ["--preset", "draft", "--resolution", "48", "--seconds", "1", "--align", "off"]
+    common += ["--preset", "draft", "--resolution", "48", "--seconds", "0.3", "--align", "off"]
     store, items = BatchFolder(tmp_path / "out"), find_items(tmp_path / "in", tmp_path / "out")[0]
 
-    def run(*more):
+    def run(items, *more):
         stages = cli_batch_stages.FromOptions(
             cli.build_parser().parse_args([*common, *more]), pictures=True
         )
@@ -505,7 +505,7 @@ def test_pictures_are_sampled_by_a_model_that_is_loaded_once(
         )
         return stages, rows
 
-    stages, rows = run("--max-splats", "800")
+    stages, rows = run(items, "--max-splats", "800")
     assert {name: row["state"] for name, row in rows.items()} == {
         "cup": "done",
         "pot": "done",
@@ -519,7 +519,7 @@ def test_pictures_are_sampled_by_a_model_that_is_loaded_once(
     assert json.loads(before)["picture"] == "cup.png"
 
     loads.clear()
-    stages, rows = run("--max-splats", "700")  # another fit of the same orbit
+    stages, rows = run([cup], "--max-splats", "700")  # another fit of the same orbit
     assert rows["cup"]["state"] == "done" and not loads and orbit.read_text() == before
-    _, rows = run("--max-splats", "700", "--seed", "5")
+    _, rows = run([cup], "--max-splats", "700", "--seed", "5")
     assert rows["cup"]["state"] == "done" and len(loads) == 1 and orbit.read_text() != before
