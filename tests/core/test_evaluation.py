@@ -28,7 +28,10 @@ from v3d_core.evaluation_units import input_hash
 from v3d_core.formats.mesh_files import write_mesh
 from v3d_core.formats.transforms import transforms_document
 from v3d_core.formats.views import load_views, save_views
+from v3d_core.mesh.asset import AssetConfig
 from v3d_core.mesh.config import SplatMeshConfig
+from v3d_core.metrics import mask_iou, psnr
+from v3d_core.neus.config import NeusFitConfig
 from v3d_core.procedural import render_object
 from v3d_core.reconstruct import save_and_score, straight_renders
 from v3d_core.report import source_line
@@ -51,6 +54,9 @@ CONFIG = EvaluationConfig(
     methods=("hull", "splat", "splat-mesh", "consistency"),
     splat=FIT,
     mesh=SplatMeshConfig(resolution=40, extra_elevations_deg=()),
+    neus=NeusFitConfig(steps=10, rays=64),
+    asset=AssetConfig(faces=600, texture_size=64, align="off"),
+    resolution=24,
     hull_resolution=32,
     samples=3000,
     rays=1,
@@ -443,16 +449,25 @@ def test_cancelling_leaves_reports_and_no_half_unit(data, tmp_path, error, monke
     assert not list(tmp_path.rglob(".writing*"))
 
 
-def test_a_method_costs_all_its_stages_whoever_asked_first(orbit):
-    pipeline = Pipeline(orbit, CONFIG, run=3)
+@pytest.mark.parametrize(("surface", "stages"), [("splat-mesh", 2), ("neus", 3)])
+def test_a_method_costs_all_its_stages_whoever_asked_first(orbit, surface, stages):
+    config = dataclasses.replace(CONFIG, methods=(surface, "texture"))
+    pipeline = Pipeline(orbit, config, run=3)
     fit, alone = pipeline.fit()
-    mesh, both = pipeline.mesh("splat-mesh")
-    assert (
-        pipeline.seed == 3 and pipeline.fit()[0] is fit and pipeline.mesh("splat-mesh")[0] is mesh
-    )
-    own = pipeline._done["splat-mesh"][1]
-    assert both.seconds == alone.seconds + own.seconds and own.seconds > 0
-    assert both.peak_mib == max(alone.peak_mib, own.peak_mib)
+    assert pipeline.seed == 3 and pipeline.fit()[0] is fit
+    textured, whole = pipeline.mesh("texture")
+    mesh, part = pipeline.mesh(surface)
+    done = [cost for _, cost in pipeline._done.values()]
+    assert len(done) == stages + 1 and pipeline.mesh(surface)[0] is mesh
+    assert part.seconds == pytest.approx(sum(cost.seconds for cost in done[:-1]))
+    assert whole.seconds == pytest.approx(sum(cost.seconds for cost in done))
+    assert 0 < alone.seconds < part.seconds < whole.seconds
+    assert whole.peak_mib == max(cost.peak_mib for cost in done)
+    assert mesh.vertex_colours is not None and topology(mesh)["watertight"] == 1.0
+    assert textured.texture is not None and textured.texture.shape[:2] == (64, 64)
+    images, masks = render_mesh(textured, orbit.cameras[:2], rays=1)
+    assert mask_iou(masks, orbit.masks[:2]) > 0.7
+    assert psnr(images, orbit.images[:2], (masks * orbit.masks[:2]) > 0.5) > 10
 
 
 def test_objects_are_found_and_wrong_names_are_told(data, tmp_path):
