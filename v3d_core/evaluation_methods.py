@@ -239,31 +239,29 @@ class Consistency:
     """How far the views of an orbit show one object; see `consistency`.
 
     Attributes:
-        scores: `consistency`, `consistency_object`, `cross_psnr`, `cross_psnr_object`, dB.
-        unseen: For each view, the render of the half that was not fitted to it, on white.
-            [V, H, W, 3]
-        fitted: The render of the half that was fitted to it, on white. [V, H, W, 3]
+        scores: `consistency`, `consistency_object`, `agreement`, `agreement_object`, dB.
+        unseen: For each view, the render of the half that was not fitted to it, on white, on the
+            CPU. [V, H, W, 3]
     """
 
     scores: dict[str, float]
     unseen: Tensor  # [V, H, W, 3]
-    fitted: Tensor  # [V, H, W, 3]
 
 
 def consistency(views: Views, config: SplatFitConfig, progress: Progress = silent) -> Consistency:
     """How well two halves of an orbit agree about what they show; needs no truth.
 
     Views 0, 2, 4, ... are fitted alone, and views 1, 3, 5, ... alone, with the same settings and
-    seed and without aligning frames, which would correct what shall be measured. At the camera of
-    every view there are then two renders on white: one of the splat that was fitted to that view,
-    and one of the splat that never saw it. `consistency` is the PSNR between the two, the mean
-    over all views, dB. 3-D-consistent frames give two splats of one object, and a PSNR of about the
-    held-out one of a fit to half the views, or above it, since both halves blur alike; frames that
-    disagree give two objects. It does not see faults that all views share.
+    seed and without aligning frames, which would correct what shall be measured. Each of the two
+    splats is rendered on white at the cameras of the half that it never saw. `consistency` is the
+    PSNR between these renders and the pictures there, the mean over all views, dB: the held-out
+    score of fits to half the views, for every view of the orbit. Frames of one object score about
+    what a fit of them scores on held-out truth; frames that disagree score less, as each half
+    predicts another object than the other shows. It does not see faults that all views share.
 
-    `cross_psnr` is the PSNR between the unseen render and the view's own picture (two-fold
-    cross-validation), which counts the detail and noise of single frames too. With `_object` both
-    are of the pixels that the view's mask covers.
+    `agreement` is the PSNR between the two splats' renders at those cameras, of the one that never
+    saw the view and the one that was fitted to it: both average the noise of single frames and
+    blur alike, so it is higher. With `_object` both are of the pixels that the view's mask covers.
 
     Args:
         views: In the order of the orbit, on the device that shall do the work.
@@ -298,12 +296,12 @@ def consistency(views: Views, config: SplatFitConfig, progress: Progress = silen
         return sum(psnr(first[v], second[v], chosen[v]) for v in range(count)) / count
 
     scores = {
-        "consistency": mean(unseen, fitted, None),
-        "consistency_object": mean(unseen, fitted, masks),
-        "cross_psnr": mean(unseen, pictures, None),
-        "cross_psnr_object": mean(unseen, pictures, masks),
+        "consistency": mean(unseen, pictures, None),
+        "consistency_object": mean(unseen, pictures, masks),
+        "agreement": mean(unseen, fitted, None),
+        "agreement_object": mean(unseen, fitted, masks),
     }
-    return Consistency(scores, unseen, fitted)
+    return Consistency(scores, unseen)
 
 
 def _part(progress: Progress, number: int) -> Progress:

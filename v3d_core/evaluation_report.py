@@ -33,8 +33,8 @@ SURFACES = (
 CONSISTENCY = (
     ("consistency", "consistency, dB", "{:.2f}"),
     ("consistency_object", "on the object", "{:.2f}"),
-    ("cross_psnr", "against pictures, dB", "{:.2f}"),
-    ("cross_psnr_object", "on the object", "{:.2f}"),
+    ("agreement", "agreement, dB", "{:.2f}"),
+    ("agreement_object", "on the object", "{:.2f}"),
 )
 COSTS = (
     ("splats", "splats", "{:,.0f}"),
@@ -134,7 +134,7 @@ def html_page(record: dict[str, Any], pictures: dict[tuple[str, str], bytes]) ->
 
 def _caption(method: str) -> str:
     if method == "consistency":
-        return "consistency: fitted to the view, never saw it, difference x 4"
+        return "consistency: picture, render of the half that never saw it, difference x 4"
     return f"{method}: truth, render, difference x 4"
 
 
@@ -207,9 +207,9 @@ def _explanation(record: dict[str, Any]) -> str:
         + ("torch's max_memory_allocated" if results["on_cuda"] else "resident, whole process")
         + ". Pictures: held-out views on white, object: pixels of either mask. Surfaces: "
         f"{results['samples']:,} points each, not aligned; thresholds in shares of the true bounding "
-        "box's diagonal; seen: recall over what the training views see. Consistency: PSNR between "
-        "the renders of two splats, fitted to the even and to the odd views, at the views that one "
-        "of them never saw." + (f" No LPIPS: {'; '.join(sorted(lpips))}." if lpips else "")
+        "box's diagonal; seen: recall over what the training views see. Consistency: PSNR of "
+        "the splats of the even and of the odd views at the views that each never saw; agreement: "
+        "between the two there." + (f" No LPIPS: {'; '.join(sorted(lpips))}." if lpips else "")
     )
 
 

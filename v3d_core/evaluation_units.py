@@ -86,8 +86,7 @@ def measure_run(
     if method == "consistency":
         recipe = pipeline.config.splat.with_changes(seed=pipeline.seed)
         found, cost = measured(data.views.device, lambda: consistency(data.views, recipe, progress))
-        views = dataclasses.replace(data.views, images=found.fitted, masks=_ones(found.fitted))
-        _write_comparison(folder, views, found.unseen, _ones(found.unseen))
+        _write_comparison(folder, data.views, found.unseen, torch.ones(found.unseen.shape[:3]))
         return {**found.scores, **_cost(cost)}
     renders = None
     row: dict[str, Any] = {}
@@ -163,10 +162,6 @@ def nothing_to_score(method: str, data: ObjectData) -> str:
     if data.truth is not None:
         return "no held-out views" if method == "splat" else ""
     return f"neither held-out views nor {TRUE_MESH}"
-
-
-def _ones(images: Tensor) -> Tensor:  # [V, H, W, 3] -> [V, H, W]
-    return torch.ones(images.shape[:3])
 
 
 def _cost(cost: Cost) -> dict[str, float]:
