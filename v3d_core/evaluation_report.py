@@ -192,25 +192,35 @@ def _units(
     ]
 
 
+MEANINGS = {
+    "Pictures": "Pictures: held-out views on white, object: pixels of either mask.",
+    "Surfaces": "Surfaces: {samples:,} points each, not aligned; thresholds in shares of the true "
+    "bounding box's diagonal; seen: recall over what the training views see.",
+    "Consistency": "Consistency: PSNR of the splats of the even and of the odd views at the views "
+    "that each never saw; agreement: between the two there.",
+}
+
+
 def _explanation(record: dict[str, Any]) -> str:
+    """How the figures of the tables that are there were made."""
     results = record["results"]
     units = [unit for _, _, unit in _ended_well(record)]
     engines = {run["engine"] for unit in units for run in unit["runs"] if "engine" in run}
     preset = f"`{results['preset']}` preset" if results["preset"] else "Own settings"
     engine = f", rasteriser {', '.join(sorted(engines))}" if engines else ""
-    lpips = {unit["lpips"] for unit in units if unit["lpips"] not in (None, "alex")}
     runs = results["runs"]
-    return (
-        f"{preset}{engine}; {'one run' if runs == 1 else f'mean of {runs} runs (smallest to largest)'}"
-        f", seed {results['seed']}; seconds from views in memory to the result, stages before it "
-        "included; peak: "
-        + ("torch's max_memory_allocated" if results["on_cuda"] else "resident, whole process")
-        + ". Pictures: held-out views on white, object: pixels of either mask. Surfaces: "
-        f"{results['samples']:,} points each, not aligned; thresholds in shares of the true bounding "
-        "box's diagonal; seen: recall over what the training views see. Consistency: PSNR of "
-        "the splats of the even and of the odd views at the views that each never saw; agreement: "
-        "between the two there." + (f" No LPIPS: {'; '.join(sorted(lpips))}." if lpips else "")
-    )
+    repeats = "one run" if runs == 1 else f"mean of {runs} runs (smallest to largest)"
+    peak = "torch's max_memory_allocated" if results["on_cuda"] else "resident, whole process"
+    sentences = [
+        f"{preset}{engine}; {repeats}, seed {results['seed']}; seconds from views in memory to the "
+        f"result, stages before it included; peak: {peak}."
+    ]
+    for title, _, _ in _tables(record):
+        sentences.append(MEANINGS[title].format(samples=results["samples"]))
+    lpips = {unit["lpips"] for unit in units if unit["lpips"] not in (None, "alex")}
+    if lpips:
+        sentences.append(f"No LPIPS: {'; '.join(sorted(lpips))}.")
+    return " ".join(sentences)
 
 
 def _cell(text: str) -> str:
