@@ -31,9 +31,11 @@ CONFIG = SplatFitConfig(
 
 @pytest.fixture(scope="module")
 def robot():
-    train = render_object(orbit_cameras(Orbit(num_views=12), SIZE, SIZE), demo_robot())
+    train = render_object(
+        orbit_cameras(Orbit(num_views=12), SIZE, SIZE), demo_robot(), supersample=2
+    )
     between = Orbit(num_views=6, azimuth_start_deg=15.0, elevation_deg=5.0)
-    return train, render_object(orbit_cameras(between, SIZE, SIZE), demo_robot())
+    return train, render_object(orbit_cameras(between, SIZE, SIZE), demo_robot(), supersample=2)
 
 
 @pytest.fixture(scope="module")
