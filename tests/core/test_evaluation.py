@@ -54,10 +54,10 @@ CONFIG = EvaluationConfig(
     methods=("hull", "splat", "splat-mesh", "consistency"),
     splat=FIT,
     mesh=SplatMeshConfig(resolution=40, extra_elevations_deg=()),
-    neus=NeusFitConfig(steps=10, rays=64),
+    neus=NeusFitConfig(steps=10, rays=64, start_resolution=32, levels=4),
     asset=AssetConfig(faces=600, texture_size=64, align="off"),
     resolution=24,
-    hull_resolution=32,
+    hull_resolution=20,
     samples=3000,
     rays=1,
 )
