@@ -133,8 +133,18 @@ def test_shipped_python_runs_no_text_and_starts_nothing():
         for name in shipped_files()
         if name.endswith(".py") and (problems := flagged((ROOT / name).read_text("utf-8")))
     }
+    workers = found.pop("v3d_core/batch_workers.py")
     # gsplat's compiled code under the name by which gsplat imports it; see `load_gsplat`
     assert found == {"v3d_core/backends.py": ["sys.modules"]}
+    # `v3d batch` runs Python's own worker processes, each bound to its GPU by a variable; nothing
+    # that ComfyUI loads imports it
+    assert set(workers) == {"multiprocessing", "os.environ"}
+    importers = {
+        name
+        for name in shipped_files()
+        if name.endswith(".py") and "batch_workers import" in (ROOT / name).read_text("utf-8")
+    }
+    assert importers == {"v3d_core/cli_batch.py"}
 
 
 def test_shipped_scripts_run_no_text_and_reach_no_other_server():
