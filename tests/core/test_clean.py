@@ -436,17 +436,16 @@ def test_settings_out_of_range_are_named(settings_, complaint):
         CleanConfig(**settings_)
 
 
-def test_many_faces_are_cleaned_with_a_look_at_cancel_every_few_seconds_of_a_million():
-    whole = ball(subdivisions=7)
-    assert len(whole.faces) > 300_000
+@pytest.mark.slow
+def test_a_million_faces_are_cleaned_with_a_look_at_cancel_every_few_seconds():
+    whole = ball(subdivisions=8)
+    assert len(whole.faces) > 1_000_000
     looks = [time.process_time()]  # of work: other programs do not count
 
     def look(*_: object) -> None:
         looks.append(time.process_time())
 
     result = clean(whole, CleanConfig(smooth_iterations=5), progress=look)
-    assert (
-        np.diff(looks).max() < 3 * len(whole.faces) / 1_310_720
-    )  # the work is linear: 3 s of those
+    assert np.diff(looks).max() < 3  # s
     assert result.report["watertight"] and result.report["faces"] <= 20_000
     assert result.report["decimation_error"]["high"] < 1e-3

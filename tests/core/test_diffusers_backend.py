@@ -78,7 +78,7 @@ def by_diffusers_scheduler(model, condition, scales, steps=25):
 
 @pytest.mark.parametrize(
     ("guidance", "steps"),
-    [(Guidance(), 6), (Guidance("linear", 3.0, 1.0), 5), (Guidance("triangle", 2.5, 1.0), 5)],
+    [(Guidance(), 25), (Guidance("linear", 3.0, 1.0), 8), (Guidance("triangle", 2.5, 1.0), 8)],
 )
 def test_orbits_equal_diffusers_euler_scheduler(model, condition, guidance, steps):
     ours = sampled(model, condition, guidance, steps)
