@@ -2,11 +2,13 @@
 
     python -m v3d_core.nano FOLDER            # every stage, each resumes where it stopped
     python -m v3d_core.nano FOLDER --until autoencoder
+    torchrun --nproc-per-node 2 -m v3d_core.nano FOLDER
 
 Stages: orbits of procedural objects are rendered; an autoencoder with a temporal decoder learns
 their frames; the orbits are encoded; UNet and image encoder learn to make them; the averaged
 weights go into one file in V3D.ckpt's naming, with a card of what was done. Architecture, loss and
-sampling are V3D's; only the widths are smaller.
+sampling are V3D's; only the widths are smaller. Several processes share rendering and the batches
+of UNet and image encoder; the autoencoder is the first one's.
 """
 
 from __future__ import annotations
@@ -25,24 +27,32 @@ import torch
 from torch import Tensor
 
 from .cli_shared import say
-from .diffusion.checkpoint import read_part
-from .diffusion.diffusers_configs import identity_quant_conv
+from .diffusion.checkpoint import require_part
 from .diffusion.layout import ClipShape, UNetShape, VaeShape
 from .diffusion.training import OrbitTrainer, TrainConfig
-from .diffusion.training_autoencoder import trained_autoencoder
+from .diffusion.training_autoencoder import VAE_FILE, trained_autoencoder
 from .diffusion.training_data import EncodedOrbits, encode_latents
 from .diffusion.training_loss import NoiseConfig
-from .diffusion.training_networks import new_image_encoder, new_unet, new_vae
+from .diffusion.training_networks import (
+    compile_blocks,
+    load_network,
+    new_image_encoder,
+    new_unet,
+)
+from .diffusion.training_processes import Processes, joined_processes
 from .diffusion.training_store import load_progress, save_progress, write_model
 from .diffusion.training_vae import VaeTrainConfig
+from .formats.atomic import atomic_path
 from .training.objects import random_objects
 from .training.tracing import render_orbits
 
-STAGES = ("data", "autoencoder", "plan", "orbits", "export")
+STAGES = ("data", "autoencoder", "latents", "orbits", "export")
 RENDERED_AT_ONCE = 64  # objects
+OBJECTS_PER_FILE = 1024
 SAVED_EVERY, SAID_EVERY = 1000, 250  # steps of the autoencoder
-SAVE_EVERY_S = 60.0  # of UNet and image encoder
-WARM_UP_STEPS, TIMED_STEPS = 4, 15  # of a plan
+ASKED_EVERY = 50  # steps of UNet and image encoder, between looks at the clock
+SAVE_EVERY_S = 120.0
+AUTOENCODER, ORBITS, MODEL_FILE = "autoencoder", "orbits", "v3d_nano.safetensors"
 
 
 UNET = UNetShape(
@@ -66,6 +76,7 @@ class NanoConfig:
     size: int = 128  # px
     objects: int = 8192  # seeds first_seed, first_seed + 1, ...
     first_seed: int = 1_000_000  # validation objects have seeds below, see VALIDATION_SEEDS
+    compiled: bool = False  # the UNet's blocks
     autoencoder: VaeTrainConfig = field(default_factory=VaeTrainConfig)
     training: TrainConfig = field(
         default_factory=lambda: TrainConfig(
@@ -107,34 +118,56 @@ def on_white(rgba: Tensor) -> Tensor:  # [..., 4] uint8 -> [..., 3] uint8
 class Recipe:
     """The stages, in one folder, on one device."""
 
-    def __init__(self, folder: Path, config: NanoConfig, device: torch.device) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        config: NanoConfig,
+        device: torch.device,
+        processes: Processes | None = None,
+    ) -> None:
         self.folder, self.config, self.device = folder, config, device
+        self.processes = processes or Processes()
         folder.mkdir(parents=True, exist_ok=True)
 
     def say(self, text: str) -> None:
         """One line of the log, on the screen and in the folder."""
-        line = f"{time.strftime('%H:%M:%S')} {text}"
-        say(line)
-        with (self.folder / "log.txt").open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
+        if self.processes.first:
+            line = f"{time.strftime('%H:%M:%S')} {text}"
+            say(line)
+            with (self.folder / "log.txt").open("a", encoding="utf-8") as file:
+                file.write(line + "\n")
 
     def pictures(self) -> Tensor:  # [N, T, S, S, 3] uint8
-        """The training orbits, from the folder or rendered now."""
-        config, path = self.config, self.folder / "pictures.npy"
-        if path.exists():
-            return torch.from_numpy(np.load(path)).to(self.device)
-        start = time.perf_counter()
-        seeds = range(config.first_seed, config.first_seed + config.objects)
-        made = render_pictures(seeds, config.size, self.device)
-        self.say(f"rendered {len(made)} orbits in {time.perf_counter() - start:.1f} s")
-        np.save(self.folder / "pictures.partial.npy", made.cpu().numpy())
-        (self.folder / "pictures.partial.npy").rename(path)
+        """The training orbits, from the folder; the processes render what is missing."""
+        config, start = self.config, time.perf_counter()
+        end = config.first_seed + config.objects
+        paths = []
+        for index, first in enumerate(range(config.first_seed, end, OBJECTS_PER_FILE)):
+            seeds = range(first, min(first + OBJECTS_PER_FILE, end))
+            path = self.folder / f"pictures_{first}_{len(seeds)}.npy"
+            paths.append(path)
+            if index % self.processes.world == self.processes.rank and not path.exists():
+                _save_array(path, render_pictures(seeds, config.size, self.device))
+        self.processes.wait()
+        parts = [torch.from_numpy(np.load(path, mmap_mode="c")) for path in paths]
+        made = torch.cat([part.to(self.device) for part in parts])
+        self.say(f"{len(made)} orbits after {time.perf_counter() - start:.1f} s")
         return made
 
-    def autoencoder(self, pictures: Tensor, seconds: float = math.inf) -> Any | None:
-        """The trained autoencoder, or None when the time ran out before its last step."""
-        config, shape = self.config.autoencoder, self.config.vae
-        start = time.perf_counter()
+    def latents(self, pictures: Tensor) -> Tensor:  # [N, T, 4, s, s] float16
+        """The encoded orbits, from the folder or from the first process now."""
+        path, start = self.folder / "latents.npy", time.perf_counter()
+        if self.processes.first and not path.exists():
+            vae = self.trained_vae()
+            assert vae is not None
+            _save_array(path, encode_latents(vae, pictures))
+            self.say(f"encoded in {time.perf_counter() - start:.1f} s")
+        self.processes.wait()
+        return torch.from_numpy(np.load(path)).to(self.device)
+
+    def autoencoder(self, pictures: Tensor, seconds: float = math.inf) -> bool:
+        """Train it in the first process; False when the time ran out before its last step."""
+        config, start = self.config.autoencoder, time.perf_counter()
         losses: list[Tensor] = []
 
         def log(step: int, loss: Tensor) -> None:
@@ -145,9 +178,9 @@ class Recipe:
                     f"autoencoder {step}: loss {mean:.5f}, {time.perf_counter() - start:.0f} s"
                 )
 
-        part = trained_autoencoder(
-            self.folder / "autoencoder",
-            shape,
+        unfinished = self.processes.first and not trained_autoencoder(
+            self.folder / AUTOENCODER,
+            self.config.vae,
             pictures,
             config,
             self.device,
@@ -155,84 +188,58 @@ class Recipe:
             log,
             lambda: time.perf_counter() - start > seconds,
         )
-        if part is None:
-            return None
-        vae = new_vae(shape, config.seed)
-        vae.load_state_dict(read_part(part, "diffusers") | identity_quant_conv(shape))
-        return vae.to(self.device).eval()
+        return not self.processes.any(unfinished)
 
-    def plan(self, data: EncodedOrbits, seconds: float) -> tuple[int, bool]:
-        """How many steps fit into the seconds, and whether a compiled UNet makes them faster.
+    def trained_vae(self) -> Any:
+        """The autoencoder that the folder has."""
+        vae = load_network(require_part(self.folder / AUTOENCODER / VAE_FILE, "vae"))
+        return vae.to(self.device)
 
-        Measured once and kept in the folder, because the learning rate depends on the number.
-        """
-        path = self.folder / "plan.json"
-        if not path.exists():
-            best: dict[str, Any] = {}
-            for compiled in (False, True):
-                trainer = self._new_trainer(compiled)
-                try:
-                    for _ in range(WARM_UP_STEPS):
-                        float(trainer.update(data))
-                    start = time.perf_counter()
-                    for _ in range(TIMED_STEPS):
-                        trainer.update(data)
-                    float(trainer.update(data))
-                except Exception as error:
-                    self.say(f"compiled {compiled}: {type(error).__name__}: {error}"[:300])
-                    continue
-                step_s = (time.perf_counter() - start) / (TIMED_STEPS + 1)
-                self.say(f"compiled {compiled}: {1000 * step_s:.1f} ms per step")
-                if not best or step_s < best["step_s"]:
-                    best = {"step_s": step_s, "compiled": compiled}
-                    best["steps"] = int(seconds / step_s)
-                    path.write_text(json.dumps(best) + "\n", encoding="utf-8")
-        plan = json.loads(path.read_text(encoding="utf-8"))
-        return plan["steps"], plan["compiled"]
-
-    def orbits(self, data: EncodedOrbits, seconds: float, compiled: bool) -> OrbitTrainer:
+    def orbits(self, data: EncodedOrbits, seconds: float = math.inf) -> OrbitTrainer:
         """UNet and image encoder after all steps, or after the seconds."""
-        config = self.config.training
-        trainer = self._new_trainer(compiled)
-        load_progress(self.folder / "orbits", trainer)
+        config, processes = self.config.training, self.processes
+        unet = new_unet(self.config.unet, config.seed).to(self.device)
+        encoder = new_image_encoder(self.config.clip, config.seed).to(self.device)
+        if self.config.compiled:
+            compile_blocks(unet)
+        trainer = OrbitTrainer(unet, encoder, config, world=processes.world, rank=processes.rank)
+        load_progress(self.folder / ORBITS, trainer)
         start = saved = time.perf_counter()
         losses: list[Tensor] = []
         while trainer.step < config.steps:
             losses.append(trainer.update(data))
+            if trainer.step % ASKED_EVERY:
+                continue
+            loss = float(torch.stack(losses[-ASKED_EVERY:]).mean())
             now = time.perf_counter()
-            if trainer.step % 100 == 0:
-                loss = float(torch.stack(losses[-100:]).mean())
-                self.say(f"orbits {trainer.step}: loss {loss:.5f}, {now - start:.0f} s")
-            if now - saved > SAVE_EVERY_S:
-                save_progress(self.folder / "orbits", trainer)
-                saved = now
-            if now - start > seconds:
+            self.say(f"orbits {trainer.step}: loss {loss:.5f}, {now - start:.0f} s")
+            if processes.any(now - start > seconds):
                 break
-        save_progress(self.folder / "orbits", trainer)
+            if processes.first and now - saved > SAVE_EVERY_S:
+                save_progress(self.folder / ORBITS, trainer)
+                saved = now
+        if processes.first:
+            save_progress(self.folder / ORBITS, trainer)
         return trainer
 
-    def _new_trainer(self, compiled: bool) -> OrbitTrainer:
-        config = self.config.training
-        unet = new_unet(self.config.unet, config.seed).to(self.device)
-        encoder = new_image_encoder(self.config.clip, config.seed).to(self.device)
-        if compiled:
-            unet.compile(dynamic=False)
-        return OrbitTrainer(unet, encoder, config)
-
-    def write(self, path: Path, vae: Any, trainer: OrbitTrainer, seconds: dict[str, float]) -> int:
-        """The averaged weights in one file; returns its bytes."""
+    def write(self, path: Path, trainer: OrbitTrainer) -> int:
+        """The averaged weights in one file, with a card; returns its bytes."""
         config = self.config
         trainer.swap_average()
         networks = {
             "unet": (config.unet, trainer.unet),
-            "vae": (config.vae, vae),
+            "vae": (config.vae, self.trained_vae()),
             "clip": (config.clip, trainer.image_encoder),
         }
-        recipe = asdict(config)
-        card = {"recipe": json.dumps(recipe), "seconds": json.dumps(seconds)}
+        card = {"v3d_nano": json.dumps({"recipe": asdict(config), "step": trainer.step})}
         size = write_model(path, networks, metadata=card)
         trainer.swap_average()
         return size
+
+
+def _save_array(path: Path, made: Tensor) -> None:
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        np.save(file, made.cpu().numpy())
 
 
 def main() -> None:
@@ -248,7 +255,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=NanoConfig().training.steps)
     parser.add_argument("--batch-size", type=int, default=NanoConfig().training.batch_size)
     parser.add_argument("--learning-rate", type=float, default=NanoConfig().training.learning_rate)
-    parser.add_argument("--fit-seconds", type=float, help="as many steps as fit into these")
+    parser.add_argument("--compile", action="store_true", help="the UNet's blocks; CUDA only")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args()
     base = NanoConfig()
@@ -262,32 +269,27 @@ def main() -> None:
             batch_size=options.batch_size,
             learning_rate=options.learning_rate,
         ),
+        compiled=options.compile,
     )
-    recipe = Recipe(options.folder, config, torch.device(options.device))
+    with joined_processes(torch.device(options.device)) as (processes, device):
+        recipe = Recipe(options.folder, config, device, processes)
+        run(recipe, STAGES.index(options.until), options.seconds)
+
+
+def run(recipe: Recipe, last: int, seconds: float) -> None:
+    """The stages up to a number of `STAGES`, or until the seconds are over."""
     start = time.perf_counter()
     pictures = recipe.pictures()
-    if options.until == "data":
+    if last < 1 or not recipe.autoencoder(pictures, seconds) or last < 2:
         return
-    vae = recipe.autoencoder(pictures, options.seconds)
-    if vae is None or options.until == "autoencoder":
+    data = EncodedOrbits(recipe.latents(pictures), pictures=pictures)
+    if last < 3:
         return
-    latents = encode_latents(vae, pictures)
-    recipe.say(f"latents {list(latents.shape)}, {time.perf_counter() - start:.0f} s")
-    data = EncodedOrbits(latents, pictures=pictures)
-    compiled = False
-    if options.fit_seconds:
-        steps, compiled = recipe.plan(data, options.fit_seconds)
-        config = replace(config, training=replace(config.training, steps=steps))
-        recipe.config = config
-    if options.until == "plan":
-        return
-    left = options.seconds - (time.perf_counter() - start)
-    trainer = recipe.orbits(data, left, compiled)
-    recipe.say(f"{trainer.step} of {config.training.steps} steps")
-    if options.until == "orbits":
-        return
-    size = recipe.write(recipe.folder / "v3d_nano.safetensors", vae, trainer, {})
-    recipe.say(f"wrote {size / 1e6:.1f} MB after {trainer.step} of {config.training.steps} steps")
+    trainer = recipe.orbits(data, seconds - (time.perf_counter() - start))
+    if last == 4 and recipe.processes.first:
+        size = recipe.write(recipe.folder / MODEL_FILE, trainer)
+        steps = recipe.config.training.steps
+        recipe.say(f"wrote {size / 1e6:.1f} MB after {trainer.step} of {steps} steps")
 
 
 if __name__ == "__main__":

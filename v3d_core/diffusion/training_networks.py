@@ -12,6 +12,13 @@ from .diffusers_backend import build_image_encoder, build_unet, build_vae
 from .diffusers_configs import identity_quant_conv
 from .layout import ClipShape, UNetShape, VaeShape
 
+REPEATED_BLOCKS = (
+    "ResnetBlock2D",
+    "TemporalResnetBlock",
+    "BasicTransformerBlock",
+    "TemporalBasicTransformerBlock",
+)
+
 
 def load_network(part: ModelPart, dtype: torch.dtype = torch.float32) -> Any:
     """A network with the weights of a file, on the CPU, not learning."""
@@ -35,6 +42,22 @@ def halve_frozen_layers(network: nn.Module) -> None:
     for module in network.modules():
         if isinstance(module, (nn.Linear, nn.Conv2d, nn.Conv3d)):
             module.to(torch.bfloat16)
+
+
+def compile_blocks(unet: nn.Module) -> int:
+    """Let torch.compile make kernels for the repeated blocks, not the whole; how many there are.
+
+    Blocks of one class and size share them, so a minute is enough where the whole takes many.
+    """
+    import torch._dynamo
+
+    count = 0
+    for module in unet.modules():
+        if type(module).__name__ in REPEATED_BLOCKS:
+            module.compile(dynamic=False)
+            count += 1
+    torch._dynamo.config.recompile_limit = max(count, torch._dynamo.config.recompile_limit)
+    return count
 
 
 def new_unet(shape: UNetShape, seed: int) -> Any:
