@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import errno
+import io
 import logging
 import os
 from fractions import Fraction
@@ -125,9 +125,9 @@ def write_video(
         raise ValueError(f"{path}: unknown video format {path.suffix!r}; known are {known}")
     pad = ((0, height % 2), (0, width % 2), (0, 0))
     options = {} if path.suffix.lower() == ".mkv" else {"movflags": "faststart"}
-    with atomic_path(path) as temporary:
+    with atomic_path(path) as temporary, _OutputFile(temporary, "wb") as file:
         try:
-            with av.open(str(temporary), "w", options=options) as container:
+            with av.open(file, "w", options=options) as container:
                 rate = Fraction(fps).limit_denominator(1001)
                 stream = container.add_stream("libx264", rate=rate, options={"crf": str(CRF)})
                 stream.width, stream.height = width + width % 2, height + height % 2
@@ -144,6 +144,23 @@ def write_video(
                     container.mux(stream.encode(frame))
                 container.mux(stream.encode(None))
         except av.FFmpegError as error:
-            if error.errno == errno.ENOSPC:
-                raise OSError(errno.ENOSPC, "disk full") from error
+            if file.failure is not None:  # FFmpeg tells of it in several ways
+                raise file.failure from error
             raise ValueError(f"{path}: the video cannot be written: {error.strerror}") from error
+
+
+class _OutputFile(io.FileIO):
+    """A file for PyAV to write to: its own stay open, and on the disk, when the disk is full."""
+
+    failure: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        """Write everything, which the system may do in parts."""
+        rest = memoryview(data)
+        try:
+            while len(rest):
+                rest = rest[super().write(rest) :]
+        except OSError as error:
+            self.failure = error
+            raise
+        return len(data)
