@@ -14,7 +14,14 @@ from .cameras import Orbit
 from .cli_batch import add_batch_command
 from .cli_env import add_env_command
 from .cli_evaluate import add_evaluate_command
-from .cli_generate import add_convert_command, add_orbit_options, add_sample_command, sample_one
+from .cli_generate import (
+    add_convert_command,
+    add_orbit_options,
+    add_sample_command,
+    chosen_parts,
+    chosen_settings,
+    sample_one,
+)
 from .cli_input import add_hold_out, add_input_options, chosen_orbit, held_out, load
 from .cli_neus import add_neus_commands, chosen_neus
 from .cli_refine import add_asset_options, add_refine_commands
@@ -29,6 +36,10 @@ from .cli_shared import (
 )
 from .cli_train import add_train_command
 from .cli_train_data import add_train_data_command
+from .demo_picture import PICTURE as DEMO_PICTURE
+from .demo_picture import orbit_scores, true_orbit
+from .diffusion.bundled import NANO
+from .diffusion.orbit import OrbitConfig
 from .formats.ply import write_splat_ply
 from .formats.views import has_split
 from .generate import BAD_INPUT
@@ -38,6 +49,7 @@ from .reconstruct import prepare_output, reconstruct
 from .report import Stopwatch, write_report
 from .splats.config import ALIGN_CHOICES, SPLAT_PRESETS, SplatFitConfig, splat_preset
 from .splats.fit import fit_splats
+from .structures import Views
 
 DEFAULT_ASSET = AssetConfig()
 TEXTURE_SIZE = DEFAULT_ASSET.texture_size
@@ -72,9 +84,16 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     demo = commands.add_parser(
-        "demo", help="splat, mesh and turntable of the orbit shipped with v3d"
+        "demo", help="a picture shipped with v3d to an orbit, splat, mesh and turntable"
     )
     demo.add_argument("--out", type=Path, default=Path("out/demo"), help="default: %(default)s")
+    demo.add_argument(
+        "--from-orbit",
+        action="store_true",
+        help="start from a shipped orbit of rendered pictures instead; no video model runs",
+    )
+    steps = OrbitConfig().sampler.steps
+    demo.add_argument("--steps", type=int, default=steps, help="of the video model; %(default)s")
     _add_fit_options(demo, preset="normal")
     demo.set_defaults(run=run_demo)
 
@@ -158,12 +177,21 @@ def _add_mesh(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run_demo(options: argparse.Namespace) -> None:
-    """Reconstruct the orbit that the package ships."""
-    print(f"The demo orbit is a robot that v3d makes and renders itself: {DEMO_ORBIT}")
-    options.input, options.masks, options.frames, options.mesh = DEMO_ORBIT, None, None, "splat"
-    options.hold_out, options.faces, options.texture_size = 0, DEFAULT_ASSET.faces, TEXTURE_SIZE
-    _reconstruct(options, orbit=None)
+def run_demo(options: argparse.Namespace) -> int:
+    """Go the whole way from the picture that the package ships, or from its orbit."""
+    if options.from_orbit:
+        print(f"The demo orbit is a robot that v3d makes and renders itself: {DEMO_ORBIT}")
+        options.input, options.masks, options.frames, options.mesh = DEMO_ORBIT, None, None, "splat"
+        options.hold_out, options.faces, options.texture_size = 0, DEFAULT_ASSET.faces, TEXTURE_SIZE
+        _reconstruct(options, orbit=None)
+        return 0
+    same = ["image-to-3d", str(DEMO_PICTURE), "--model", NANO, "--out", str(options.out)]
+    print(
+        f"The demo does what this does, and compares the result with the truth:\nv3d {' '.join(same)}"
+    )
+    defaults = build_parser().parse_args(same)
+    full = argparse.Namespace(**{**vars(defaults), **vars(options)})
+    return _image_to_3d(full, true_orbit(chosen_settings(full, chosen_parts(full))[1].size))
 
 
 def run_reconstruct(options: argparse.Namespace) -> None:
@@ -173,17 +201,24 @@ def run_reconstruct(options: argparse.Namespace) -> None:
 
 def run_image_to_3d(options: argparse.Namespace) -> int:
     """Sample an orbit into a folder beside the results, then reconstruct it."""
+    return _image_to_3d(options)
+
+
+def _image_to_3d(options: argparse.Namespace, truth: Views | None = None) -> int:
     chosen_fit(options)  # what is wrong there shall be said before the long part
     chosen_asset(options)
     orbit = options.out / "orbit"
     code = sample_one(options, options.image, orbit)
     if not code:
         views = {"input": orbit, "masks": None, "frames": None, "picture_masks": options.masks}
-        _reconstruct(argparse.Namespace(**{**vars(options), **views}), orbit=None)
+        _reconstruct(argparse.Namespace(**{**vars(options), **views}), orbit=None, truth=truth)
     return code
 
 
-def _reconstruct(options: argparse.Namespace, orbit: Orbit | None) -> None:
+def _reconstruct(
+    options: argparse.Namespace, orbit: Orbit | None, truth: Views | None = None
+) -> None:
+    """`truth`: what the object really looks like from the views' cameras; the result is scored."""
     device = chosen_device(options.device)
     config = chosen_fit(options)
     prepare_output(options.out)
@@ -200,12 +235,14 @@ def _reconstruct(options: argparse.Namespace, orbit: Orbit | None) -> None:
         SplatMeshConfig() if options.mesh == "splat" else None,
         neus_config=chosen_neus(options) if options.mesh == "neus" else None,
         asset_config=chosen_asset(options),
-        test_views=test_views,
+        test_views=test_views if truth is None else truth,
         warnings=tuple(loaded.warnings),
         stage_progress=progress_bar,
         stopwatch=stopwatch,
     )
     report = {"options": shown_options(options), **report}
+    if truth is not None:
+        report["orbit"] = orbit_scores(views, truth)
     write_report(options.out / "report.json", report)
     print_report(report, options.out)
 
@@ -257,9 +294,15 @@ def print_report(report: dict, folder: Path) -> None:
     """Where the files are, how good and how long."""
     for name in (*report["files"], "report.json"):
         print(f"{(folder / name).resolve()}")
-    if scores := report["scores"]:
+    if orbit := report.get("orbit"):
         print(
-            f"held-out: {scores['psnr']:.2f} dB, on the object {scores['psnr_object']:.2f} dB, "
+            f"the orbit against the object's true views: {orbit['psnr']:.2f} dB, its first frame "
+            f"{orbit['psnr_first']:.2f} dB"
+        )
+    if scores := report["scores"]:
+        against = "the splat against them" if orbit else "held-out"
+        print(
+            f"{against}: {scores['psnr']:.2f} dB, on the object {scores['psnr_object']:.2f} dB, "
             f"SSIM {scores['ssim']:.4f}, alpha IoU {scores['alpha_iou']:.4f} "
             f"({len(scores['per_view'])} views in {(folder / 'test').resolve()})"
         )

@@ -17,9 +17,8 @@ from .batch_store import PICTURE, SCORES, Item, ItemLog
 from .cli_generate import (
     DTYPES,
     OFFLOAD,
-    chosen_orbit_config,
     chosen_parts,
-    chosen_prepare,
+    chosen_settings,
 )
 from .cli_input import chosen_orbit
 from .cli_neus import chosen_neus
@@ -87,8 +86,7 @@ class FromOptions:
         self.mesh = SplatMeshConfig() if options.mesh == "splat" else None
         self.orbit = chosen_orbit(options)
         if pictures:
-            self.sampling, self.preparing = chosen_orbit_config(options), chosen_prepare(options)
-            _ = self.model
+            self.sampling, self.preparing = chosen_settings(options, self.model.parts)
 
     @cached_property
     def model(self) -> KeptModel:

@@ -20,6 +20,7 @@ from .cli_shared import (
     progress_bar,
     say,
 )
+from .diffusion.bundled import NANO, TrainedFor, nano_file, trained_for
 from .diffusion.conditioning import VAE_MODES, ConditioningConfig
 from .diffusion.convert import convert_to_diffusers, convert_to_safetensors
 from .diffusion.edm import SamplerConfig
@@ -66,7 +67,11 @@ def add_orbit_options(parser: argparse.ArgumentParser) -> None:
     """Model, picture and sampling; seed and device are added with `add_seed_and_device`."""
     model = parser.add_argument_group("model")
     model.add_argument(
-        "--model", type=Path, metavar="PATH", help=f"{V3D_FILE}; default: $V3D_MODEL"
+        "--model",
+        type=Path,
+        metavar="PATH",
+        help=f"{V3D_FILE}, or {NANO}: a small model for trying, which comes with v3d; default: "
+        "$V3D_MODEL",
     )
     add_companion(model)
     model.add_argument(
@@ -86,7 +91,10 @@ def add_orbit_options(parser: argparse.ArgumentParser) -> None:
         "--masks", type=Path, metavar="PATH", help="mask, or folder of masks; white = object"
     )
     picture.add_argument(
-        "--size", type=int, default=prepare.size, metavar="PX", help="of the frames; %(default)s"
+        "--size",
+        type=int,
+        metavar="PX",
+        help=f"of the frames; default: the model's, {prepare.size} of V3D",
     )
     picture.add_argument(
         "--border-ratio",
@@ -103,7 +111,9 @@ def add_orbit_options(parser: argparse.ArgumentParser) -> None:
         "--guidance", choices=GUIDANCE_KINDS, default=guidance.kind, help="%(default)s"
     )
     sampling.add_argument(
-        "--scale", type=float, default=guidance.scale, help="of the guidance; %(default)s"
+        "--scale",
+        type=float,
+        help=f"of the guidance; default: the model's, {guidance.scale} of V3D",
     )
     sampling.add_argument(
         "--min-scale",
@@ -192,9 +202,10 @@ def run_convert(options: argparse.Namespace) -> None:
 
 
 def _sample(options: argparse.Namespace, jobs: Sequence[PictureJob]) -> int:
-    config, prepare = chosen_orbit_config(options), chosen_prepare(options)
+    parts = chosen_parts(options)
+    config, prepare = chosen_settings(options, parts)
     source = ModelSource(
-        chosen_parts(options),
+        parts,
         chosen_device(options.device),
         DTYPES.get(options.dtype),
         OFFLOAD[options.offload],
@@ -221,11 +232,30 @@ def _sample(options: argparse.Namespace, jobs: Sequence[PictureJob]) -> int:
     return EXIT_BAD_INPUT if all_bad else EXIT_FAILURE
 
 
-def chosen_orbit_config(options: argparse.Namespace) -> OrbitConfig:
+def chosen_settings(
+    options: argparse.Namespace, parts: ModelParts
+) -> tuple[OrbitConfig, PrepareConfig]:
+    """How to sample and how to place the object: the options, else what suits the model.
+
+    What the model is not made for is said, not refused.
+    """
+    trained = trained_for(parts.unet.path)
+    config, prepare = chosen_orbit_config(options, trained), chosen_prepare(options, trained)
+    if trained is not None:
+        for sentence in trained.advice(prepare.size, config.guidance):
+            complain(f"note: {sentence}")
+    return config, prepare
+
+
+def chosen_orbit_config(
+    options: argparse.Namespace, trained: TrainedFor | None = None
+) -> OrbitConfig:
     """The settings of an orbit with the options that were given."""
+    suits = Guidance().scale if trained is None else trained.scale
+    scale = suits if options.scale is None else options.scale
     return OrbitConfig(
         SamplerConfig(steps=options.steps),
-        Guidance(options.guidance, options.scale, options.min_scale),
+        Guidance(options.guidance, scale, options.min_scale),
         ConditioningConfig(
             num_frames=options.num_frames,
             fps_id=options.fps_id,
@@ -237,19 +267,27 @@ def chosen_orbit_config(options: argparse.Namespace) -> OrbitConfig:
     )
 
 
-def chosen_prepare(options: argparse.Namespace) -> PrepareConfig:
+def chosen_prepare(options: argparse.Namespace, trained: TrainedFor | None = None) -> PrepareConfig:
     """How to place the object, with the options that were given."""
-    return PrepareConfig(options.border_ratio, options.size, options.mask_threshold)
+    suits = PrepareConfig().size if trained is None else trained.size
+    size = suits if options.size is None else options.size
+    return PrepareConfig(options.border_ratio, size, options.mask_threshold)
 
 
 def chosen_parts(options: argparse.Namespace) -> ModelParts:
-    """Where the networks are: options, else environment variables."""
+    """Where the networks are: options, else environment variables.
+
+    `nano` is the bundled model; a file of that name is given by its full path.
+    """
     model = options.model or _from_environment("V3D_MODEL")
     if not model:
         raise ValueError(
             f"no model: give --model PATH or set V3D_MODEL. {V3D_FILE} (6.5 GB) is at {V3D_HOME}; "
-            f"what it lacks is in {SVD_FILE} at {SVD_HOME}, for --companion or V3D_COMPANION"
+            f"what it lacks is in {SVD_FILE} at {SVD_HOME}, for --companion or V3D_COMPANION. "
+            f"--model {NANO} takes the small model that comes with v3d, to try the way"
         )
+    if model == Path(NANO):
+        model = nano_file()
     companions: list[Path] = options.companion or [
         Path(part) for part in os.environ.get("V3D_COMPANION", "").split(os.pathsep) if part
     ]

@@ -94,11 +94,11 @@ def resize_views(views: Views, width: int, height: int) -> Views:
         raise ValueError(f"resize_views: size must be positive, got {width}x{height}")
     if (width, height) == (views.cameras.width, views.cameras.height):
         return views
-    masks = _resample(views.masks[..., None], width, height)[..., 0].clamp(0, 1)
-    colours = _resample(premultiply(views.images, views.masks), width, height)
+    masks = resize_pictures(views.masks[..., None], width, height)[..., 0].clamp(0, 1)
+    colours = resize_pictures(premultiply(views.images, views.masks), width, height)
     normals = views.normals
     if normals is not None:
-        normals = _resample(normals, width, height)
+        normals = resize_pictures(normals, width, height)
         length = normals.norm(dim=-1, keepdim=True)
         # opposite normals cancel: below half length the direction is unknown
         normals = torch.where(length > 0.5, normals / length.clamp_min(0.5), 0.0)
@@ -143,7 +143,8 @@ def crop_views(views: Views, margin: int) -> Views:
     return dataclasses.replace(views, images=images, masks=masks, cameras=cameras, normals=normals)
 
 
-def _resample(pictures: Tensor, width: int, height: int) -> Tensor:  # [V, H, W, C]
+def resize_pictures(pictures: Tensor, width: int, height: int) -> Tensor:  # [V, H, W, C]
+    """Pictures in another size: areas averaged where it is smaller, bicubic where larger."""
     source_height, source_width = pictures.shape[1:3]
     planes = pictures.permute(0, 3, 1, 2).contiguous()
     if source_height % height == 0 and source_width % width == 0:  # whole blocks: same, faster

@@ -194,7 +194,7 @@ def test_same_seed_gives_the_same_file_and_another_seed_another(orbit_folder, tm
 
 def test_demo_prints_where_every_file_is(orbit_folder, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(cli, "DEMO_ORBIT", orbit_folder)
-    assert cli.main(["demo", "--out", str(tmp_path / "demo")]) == 0
+    assert cli.main(["demo", "--from-orbit", "--out", str(tmp_path / "demo")]) == 0
     printed = capsys.readouterr().out
     for name in (*reconstruct.OUTPUT_NAMES, "report.json"):
         assert str(tmp_path / "demo" / name) in printed

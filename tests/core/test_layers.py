@@ -15,7 +15,7 @@ COMMAND_LINE = ("cli", "cli_env", "cli_generate", "cli_input", "cli_neus", "cli_
 COMMAND_LINE += ("cli_refine", "cli_train", "cli_train_data", "nano", "nano_check", "reconstruct")
 COMMAND_LINE += ("cli_evaluate", "evaluation", "evaluation_methods", "evaluation_surface")
 COMMAND_LINE += ("evaluation_units",)
-COMMAND_LINE += ("cli_batch", "cli_batch_stages")
+COMMAND_LINE += ("cli_batch", "cli_batch_stages", "demo_picture")
 # the only ones that see every stage
 ASSEMBLERS = ("__init__", "__main__", "environment", *COMMAND_LINE)
 HOST = ("comfy", "comfy_api", "comfy_api_nodes", "comfy_execution", "comfy_extras", "folder_paths")

@@ -1,0 +1,73 @@
+"""V3D-nano, the small orbit model that comes with the pack, and what its files say about it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..formats.weights import open_weights
+from .checkpoint import CheckpointError
+from .guidance import Guidance
+
+NANO = "nano"  # its name on the command line
+NANO_FILE = Path(__file__).resolve().parents[1] / "data" / "v3d_nano.safetensors"
+NANO_SHA256 = "6d9cc5f029731b0a99ecc959e09175387b47b8e06322bef173bccbb4d787efe8"
+NANO_SCALE = 1.5  # guidance; see docs/nano.md
+CARD = "v3d_nano"  # entry of the metadata, JSON; `v3d convert` keeps it
+
+
+@dataclass(frozen=True)
+class TrainedFor:
+    """What a model makes its orbits with, where its file says so; else V3D's numbers hold.
+
+    Attributes:
+        name: What the model is called in messages.
+        size: Side of its frames, px.
+        scale: Guidance that suits it.
+    """
+
+    name: str
+    size: int
+    scale: float
+
+    def advice(self, size: int, guidance: Guidance) -> list[str]:
+        """A sentence for each setting that the model was not made for."""
+        said = []
+        if size != self.size:
+            said.append(f"{self.name} makes frames of {self.size} px, not of {size} px.")
+        if guidance.scale != self.scale:
+            said.append(
+                f"{self.name} is made for a guidance scale of {self.scale:g}; {guidance.scale:g} "
+                "gives worse colours and shapes."
+            )
+        return said
+
+
+def nano_file() -> Path:
+    """The weights of V3D-nano.
+
+    Raises:
+        CheckpointError: The file is missing from the installation.
+    """
+    if not NANO_FILE.is_file():
+        raise CheckpointError(
+            f"{NANO_FILE} is missing; it comes with every copy of this project: get it again, or "
+            "give another model"
+        )
+    return NANO_FILE
+
+
+def trained_for(path: Path) -> TrainedFor | None:
+    """What the card in a model's file says, or None where it has none."""
+    if path.suffix.lower() != ".safetensors":
+        return None
+    with open_weights(path) as file:
+        text = file.metadata.get(CARD)
+    if text is None:
+        return None
+    try:
+        size = int(json.loads(text)["recipe"]["size"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path}: its entry {CARD!r} is damaged ({error})") from error
+    return TrainedFor("V3D-nano", size, NANO_SCALE)
