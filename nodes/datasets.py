@@ -53,7 +53,9 @@ class V3DLoadViews(io.ComfyNode):
                     options=view_folders(),
                     default=DEMO,
                     tooltip="Folders below input with frames or a transforms.json, and folders "
-                    "that V3D Save Views made, marked [output]. Press R after adding one.",
+                    "that V3D Save Views made, marked [output]. Press R after adding one. Two come "
+                    "with the pack: an orbit to fit, and the picture of try_it_now as frame 0 of "
+                    "its true orbit.",
                 ),
                 V3DCameras.Input(
                     "cameras",

@@ -12,6 +12,7 @@ from comfy import model_management
 from comfy.ldm.modules.temporal_ae import VideoDecoder
 from torch import Tensor
 
+from ..v3d_core.diffusion.bundled import TrainedFor
 from ..v3d_core.diffusion.conditioning import (
     Conditioning,
     ConditioningConfig,
@@ -31,6 +32,7 @@ from ..v3d_core.diffusion.edm import SamplerConfig, initial_noise
 from ..v3d_core.diffusion.guidance import Guidance, guide
 from ..v3d_core.diffusion.interrupt import interruptible
 from ..v3d_core.diffusion.sampler import sample_euler
+from ..v3d_core.images import resize_pictures
 from .convert import pictures_from_image
 from .runtime import log
 
@@ -41,6 +43,8 @@ def condition_picture(
     clip_vision, vae, image: Tensor, config: ConditioningConfig, seed: int
 ) -> Conditioning:
     """What the network is told about a picture, encoded by the host's models.
+
+    Where the model says which size of frames it makes, the picture is brought to it.
 
     Raises:
         ValueError: A model is missing or not SVD's, or the picture is not one square picture.
@@ -53,6 +57,9 @@ def condition_picture(
     if vae is None:
         raise ValueError("VAE is empty; load svd_xt.safetensors with V3D Load Model")
     picture = check_picture(pictures_from_image(image))
+    if (trained := trained_for(vae)) and picture.shape[1] != trained.size:
+        log.info("the picture becomes one of %d px, as %s has it", trained.size, trained.name)
+        picture = resize_pictures(picture, trained.size, trained.size).clamp(0, 1)
     generator = augmentation_generator(seed)
     token = clip_token(clip_vision, picture)
     if config.vae_mode == "mode":
@@ -61,6 +68,11 @@ def condition_picture(
         latent = latent_from_moments(_moments(vae, picture), config.vae_mode, generator)
     latent = latent.to(token.device)
     return Conditioning(token, augment_latent(latent, config.cond_aug, generator), config)
+
+
+def trained_for(vae) -> TrainedFor | None:
+    """What the model that a VAE belongs to is made for, where its file says so."""
+    return getattr(vae, "v3d_trained_for", None)
 
 
 def clip_token(clip_vision, picture: Tensor) -> Tensor:  # [1, S, S, 3] -> [1, 1, C]

@@ -15,6 +15,7 @@ import comfy.supported_models
 import torch
 from comfy import model_management
 
+from ..v3d_core.diffusion.bundled import trained_for
 from ..v3d_core.diffusion.checkpoint import CheckpointError, ModelPart, read_part
 from ..v3d_core.diffusion.diffusers_configs import image_encoder_settings
 from ..v3d_core.diffusion.layout import ClipShape, UNetShape, VaeShape
@@ -71,6 +72,8 @@ def host_vae(part: ModelPart):
     else:
         vae = _vae_of_other_width(part, shape)
     vae.patcher.cached_patcher_init = (host_vae_patcher, (part,))
+    # here and not at MODEL: V3D Conditioning has no MODEL, and latents are the VAE's
+    vae.v3d_trained_for = trained_for(part.path)
     return vae
 
 

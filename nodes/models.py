@@ -7,6 +7,7 @@ from pathlib import Path
 import folder_paths
 from comfy_api.v0_0_2 import io
 
+from ..v3d_core.diffusion.bundled import nano_file
 from ..v3d_core.diffusion.model_files import (
     SVD_FILE,
     SVD_HOME,
@@ -19,6 +20,7 @@ from .paths import file_state, state_or_reason
 from .runtime import named_errors, tell
 
 AUTO = "auto"
+NANO = "V3D-nano (bundled)"  # no file of the user's: it comes with the pack
 MODEL_FOLDERS = ("checkpoints", "diffusion_models")
 CLIP_FOLDERS = ("checkpoints", "clip_vision")
 VAE_FOLDERS = ("vae", "checkpoints")
@@ -33,7 +35,7 @@ class V3DLoadModel(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         models = _names(MODEL_FOLDERS)
-        default = next((n for n in models if "v3d" in n.lower()), V3D_FILE)
+        default = next((n for n in models if "v3d" in n.lower()), NANO)
         return io.Schema(
             node_id="V3DLoadModel",
             display_name="V3D Load Model",
@@ -45,11 +47,12 @@ class V3DLoadModel(io.ComfyNode):
                 io.Combo.Input(
                     "model_name",
                     # only what is there: the front end offers a download for what is not listed
-                    options=models,
+                    options=[*models, NANO],
                     default=default,
                     tooltip="V3D.ckpt, its .safetensors form (smaller and faster to load, see "
                     "v3d convert), or another model with the shape of SVD, from "
-                    "models/checkpoints or models/diffusion_models.",
+                    "models/checkpoints or models/diffusion_models. V3D-nano comes with the pack: "
+                    "small and quick, 128 px, for trying.",
                 ),
                 io.Combo.Input(
                     "clip_vision_name",
@@ -116,7 +119,7 @@ def model_paths(
     Raises:
         ValueError: A name is not in ComfyUI's model folders; the text says what to do.
     """
-    model = _path(model_name, MODEL_FOLDERS)
+    model = str(nano_file()) if model_name == NANO else _path(model_name, MODEL_FOLDERS)
     companions = [] if vae_name == AUTO else [_path(vae_name, VAE_FOLDERS)]
     if clip_vision_name != AUTO:
         return model, [*companions, _path(clip_vision_name, CLIP_FOLDERS)], []

@@ -60,8 +60,8 @@ class V3DPrepareImage(io.ComfyNode):
                     min=SIZE_STEP,
                     max=LARGEST_SIZE,
                     step=SIZE_STEP,
-                    tooltip="Side of the prepared picture in pixels. V3D was trained at 512; 576 "
-                    "for SV3D.",
+                    tooltip="Side of the prepared picture in pixels. V3D was trained at 512, SV3D "
+                    "at 576, V3D-nano at 128.",
                 ),
                 io.Float.Input(
                     "mask_threshold",

@@ -26,6 +26,7 @@ from .host_diffusion import (
     decode_latents,
     host_conditioning,
     sample_latents,
+    trained_for,
 )
 from .runtime import NodeProgress, log, named_errors, tell
 from .sockets import V3DViews
@@ -43,8 +44,8 @@ def _picture_inputs() -> list[io.Input]:
         io.Vae.Input("vae", tooltip="The autoencoder with the temporal decoder."),
         io.Image.Input(
             "image",
-            tooltip="One square picture of the object on white, as V3D Prepare Image makes it; "
-            "512x512 is what V3D was trained on. It becomes frame 0.",
+            tooltip="One square picture of the object on white, as V3D Prepare Image makes it. V3D "
+            "was trained on 512x512; for V3D-nano any size becomes 128x128. It becomes frame 0.",
         ),
     ]
 
@@ -194,7 +195,7 @@ class V3DSampleOrbit(io.ComfyNode):
                     max=100.0,
                     step=0.1,
                     tooltip="How strictly frames follow the picture; far too high oversaturates. "
-                    "V3D takes 3.5 to 4.5.",
+                    "V3D takes 3.5 to 4.5, V3D-nano 1.5.",
                 ),
                 io.Float.Input(
                     "min_scale",
@@ -248,7 +249,9 @@ class V3DSampleOrbit(io.ComfyNode):
         latents = sample_latents(model, condition, sampler, guide, seed, progress.sampled)
         progress.decoding(config.num_frames)
         frames, decoded = decode_latents(vae, latents, decode_frames)
-        report = progress.finish(frames, decoded)
+        trained = trained_for(vae)
+        notes = [] if trained is None else trained.advice(frames.shape[1], guide)
+        report = progress.finish(frames, decoded, notes)
         return io.NodeOutput(
             to_host(frames),
             views_or_reason(frames),
@@ -304,7 +307,7 @@ class OrbitProgress:
         self._sampled = time.monotonic()
         tell(NAME, f"decoding {frames} frames")
 
-    def finish(self, frames: Tensor, decoded: str) -> dict:
+    def finish(self, frames: Tensor, decoded: str, notes: list[str]) -> dict:
         """Fill the bar, print the figures, and return them."""
         done = time.monotonic()
         self._bar(self._steps + 1, self._steps + 1, lambda: self._finished_sheet(frames))
@@ -317,6 +320,7 @@ class OrbitProgress:
             "seconds_decoding": round(done - self._sampled, 2),
             "decoded": decoded,
             "device": str(self._device),
+            "notes": notes,
         }
         if self._device.type == "cuda":
             peak = torch.cuda.max_memory_allocated(self._device) / 2**20
@@ -327,7 +331,8 @@ class OrbitProgress:
         tell(
             NAME,
             f"{len(frames)} frames of {frames.shape[2]}x{frames.shape[1]} in "
-            f"{done - self._started:.1f} s, decoded {decoded}, peak memory {peak} MiB",
+            f"{done - self._started:.1f} s, decoded {decoded}, peak memory {peak} MiB"
+            + "".join(f". {note}" for note in notes),
         )
         return report
 

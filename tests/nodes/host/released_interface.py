@@ -26,8 +26,8 @@ PACK = "custom_nodes.ComfyUI-V3D"
 DYNAMIC = "COMFY_DYNAMICCOMBO_V3"
 # Combos that list files; of these only the values that are always there are kept.
 FILE_LISTS = {
-    ("V3DLoadViews", "folder"): ["demo orbit (shipped)"],
-    ("V3DLoadModel", "model_name"): [],
+    ("V3DLoadViews", "folder"): ["demo orbit (shipped)", "demo picture (shipped)"],
+    ("V3DLoadModel", "model_name"): ["V3D-nano (bundled)"],
     ("V3DLoadModel", "clip_vision_name"): ["auto"],
     ("V3DLoadModel", "vae_name"): ["auto"],
     ("V3DLoadSDF", "file"): [],

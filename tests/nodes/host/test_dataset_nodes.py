@@ -33,6 +33,9 @@ def save(views, prefix="v3d/test", colmap=False):
     return node.execute(views=views, filename_prefix=prefix, colmap=colmap)
 
 
+SHIPPED = ["demo orbit (shipped)", "demo picture (shipped)"]
+
+
 def demo_views():
     return load("demo orbit (shipped)")[0]
 
@@ -64,7 +67,7 @@ def test_choices_are_folders_with_frames_in_input_and_saved_views_in_output(host
     (host_folders / "input" / "empty").mkdir()
     name = save(demo_views()).args[0]
     found = pack("nodes.paths").view_folders()
-    assert found == ["demo orbit (shipped)", "a/b", name]
+    assert found == [*SHIPPED, "a/b", name]
 
 
 def test_a_folder_that_may_not_be_read_is_left_out_of_the_choices(host_folders, monkeypatch):
@@ -79,7 +82,7 @@ def test_a_folder_that_may_not_be_read_is_left_out_of_the_choices(host_folders, 
         return scandir(folder)
 
     monkeypatch.setattr(paths.os, "scandir", refusing)
-    assert paths.view_folders() == ["demo orbit (shipped)", "open"]
+    assert paths.view_folders() == [*SHIPPED, "open"]
 
 
 def test_saved_views_come_back_the_same_and_numbers_count_up(host_folders):
