@@ -14,23 +14,25 @@ from ..v3d_core.formats.pictures import PICTURE_SUFFIXES
 log = logging.getLogger("V3D")
 
 DEMO = "demo orbit (shipped)"
-DEMO_FOLDER = Path(__file__).resolve().parents[1] / "v3d_core" / "data" / "demo_orbit"
+_DATA = Path(__file__).resolve().parents[1] / "v3d_core" / "data"
+SHIPPED = {DEMO: _DATA / "demo_orbit", "demo picture (shipped)": _DATA / "demo_picture"}
 IN_OUTPUT = " [output]"  # ComfyUI's own mark for names below the output folder
 FIELD_SUFFIX = ".safetensors"
 SEARCH_DEPTH = 3  # folders below input and output that are listed
+LONGEST_NAME = 200  # bytes; file systems take 255, and number and suffix come on top
 
 
 def view_folders() -> list[str]:
-    """Choices of V3D Load Views: the demo, then folders with frames in input and output."""
+    """Choices of V3D Load Views: what is shipped, then folders with frames in input and output."""
     given = _folders(Path(folder_paths.get_input_directory()), frames_are_enough=True)
     made = _folders(Path(folder_paths.get_output_directory()), frames_are_enough=False)
-    return [DEMO, *given, *(name + IN_OUTPUT for name in made)]
+    return [*SHIPPED, *given, *(name + IN_OUTPUT for name in made)]
 
 
 def view_folder(name: str) -> Path:
     """The folder of a choice; raises ValueError for names that lead anywhere else."""
-    if name == DEMO:
-        return DEMO_FOLDER
+    if name in SHIPPED:
+        return SHIPPED[name]
     folder = _inside("folder", name)
     if not folder.is_dir():
         raise ValueError(f"there is no folder {folder}; press R to renew the list of folders")
@@ -91,6 +93,12 @@ def output_path(prefix: str, suffix: str) -> tuple[Path, str]:
             f"filename_prefix {prefix!r} leads out of the output folder {base}; "
             "use a name like 3d/mesh"
         )
+    for part in Path(prefix).parts:
+        if "\0" in part or len(part.encode(errors="replace")) > LONGEST_NAME:
+            raise ValueError(
+                f"filename_prefix holds {part[:40]!r}..., which is no name of a file; use up to "
+                f"{LONGEST_NAME} letters, without zero bytes"
+            )
     folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(prefix, base)
     return Path(folder) / f"{name}_{counter:05}_{suffix}", subfolder
 
