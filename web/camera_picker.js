@@ -3,18 +3,15 @@
 
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
+import { FoldingPanel } from "./folding_panel.js";
 import { MOVED_PX, OrbitDrag } from "./orbit_drag.js";
 import { View, azimuthOf, cameraOf, clamp, customFromOrbit, orbitFromWidgets } from "./orbit_math.js";
 import { HANDLE, KNOB_AT, coloursFor, drawScene, pointsToFit, shownFrames } from "./orbit_scene.js";
-import {
-  Panel, element, keepEvents, nodeOf, nodeOfOutput, smallButton, wouldCover,
-} from "./v3d_nodes.js";
+import { element, keepEvents, nodeOf, nodeOfOutput, smallButton } from "./v3d_nodes.js";
 
 const NODE = "V3DOrbitCameras";
 const KEY = "v3d_cameras"; // in the node's ui output, and the presets in its definition
-const OPEN = "v3d_cameras_open"; // a property of the node
 const HEIGHT = 256; // px of the panel
-const FOLDED = 42; // px, with the lines below the picture alone
 const PX_TO_DEGREES = 0.5; // of the view, while it is turned
 const ZOOM = { step: 1.2, least: 0.4, most: 6 };
 const NEAR = 12; // px around a handle or camera where it is meant
@@ -41,12 +38,10 @@ class Picker {
       flex: "1", font: "12px sans-serif", lineHeight: "16px", color: "var(--input-text)",
       whiteSpace: "pre", overflow: "hidden", textOverflow: "ellipsis", fontVariantNumeric: "tabular-nums",
     });
-    this.fold = smallButton(() => this.unfold(!this.open));
     this.corner = element("div", { position: "absolute", top: "4px", right: "4px", display: "flex", gap: "4px" });
-    this.fold.style.background = "none"; // numbers of frames show through
     for (const [text, title, by] of [["−", "Smaller", 1 / ZOOM.step], ["+", "Larger", ZOOM.step]]) {
       const button = Object.assign(smallButton(() => this.magnify(by)), { textContent: text, title });
-      button.style.background = "none";
+      button.style.background = "none"; // numbers of frames show through
       this.corner.append(button);
     }
     this.picture = element("div", { position: "relative", flex: "1 1 0", minHeight: "0", width: "100%" });
@@ -59,33 +54,26 @@ class Picker {
     this.root.dataset.captureWheel = "true"; // once it has the focus; the host looks for this name
     this.root.append(this.picture, this.bar);
     keepEvents(this.root, ["pointerdown", "pointermove", "pointerup", "mousedown", "dblclick"]);
+    this.panel = new FoldingPanel(node, KEY, this.root, {
+      height: HEIGHT, what: "the cameras", lay: (open) => this.lay(open),
+    });
+    this.panel.fold.style.background = "none";
     this.listen();
     this.watch();
   }
 
-  // Once its node stands where it belongs: whether there is room says where the others are.
   settle() {
     waiting.delete(this);
-    if (!this.node.graph || this.panel) return;
-    const kept = this.node.properties?.[OPEN]; // what the user chose, saved with the workflow
-    const open = kept ?? !wouldCover(this.node, HEIGHT);
-    this.node.properties[OPEN] = open; // so that it is known when the node has room for it
-    this.lay(open);
-    this.panel = new Panel(this.node, KEY, this.root, open ? HEIGHT : FOLDED);
-  }
-
-  unfold(open) {
-    this.node.properties[OPEN] = open;
-    this.lay(open);
-    this.panel.resize(open ? HEIGHT : FOLDED);
+    this.panel.settle();
+    const [width, height] = this.node.size;
+    // the host forgets the saved height when it puts the widgets of the chosen orbit in
+    if (this.savedHeight > height) this.node.setSize([width, this.savedHeight]);
+    this.savedHeight = 0;
   }
 
   lay(open) {
-    this.open = open;
     this.picture.style.display = open ? "" : "none";
-    this.fold.textContent = open ? "hide" : "show";
-    this.fold.title = open ? "Hide the cameras" : "Show the cameras";
-    (open ? this.corner : this.bar).append(this.fold);
+    (open ? this.corner : this.bar).append(this.panel.fold);
     this.drawn = "";
   }
 
@@ -382,6 +370,11 @@ app.registerExtension({
     if ((node.comfyClass ?? node.type) !== NODE) return;
     const picker = new Picker(node);
     pickers.set(node, picker);
+    const configured = node.onConfigure;
+    node.onConfigure = function (saved) {
+      picker.savedHeight = saved.size?.[1];
+      return configured?.apply(this, arguments);
+    };
     waiting.add(picker);
     setTimeout(() => picker.settle()); // one that is added or pasted; those of a workflow below
   },

@@ -3,14 +3,11 @@
 
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
-import {
-  Panel, element, keepEvents, nodeOf, nodeOfOutput, smallButton, wouldCover,
-} from "./v3d_nodes.js";
+import { FoldingPanel } from "./folding_panel.js";
+import { element, keepEvents, nodeOf, nodeOfOutput, smallButton } from "./v3d_nodes.js";
 
 const KEY = "v3d_orbit";
-const OPEN = "v3d_orbit_open"; // a property of the node
 const HEIGHT = 230; // px of the panel
-const FOLDED = 42; // px, with the line below the picture alone
 const FRAMES_PER_SECOND = 10;
 const scrubbers = new WeakMap(); // node -> Scrubber
 
@@ -28,38 +25,27 @@ class Scrubber {
       touchAction: "none", outlineOffset: "-2px",
     }, { tabIndex: 0, title: "Drag to turn; arrow keys step, space plays" });
     this.button = smallButton(() => this.play(!this.timer));
-    this.fold = smallButton(() => this.unfold(!this.open));
     this.label = element("span", {
       flex: "1", font: "12px sans-serif", color: "var(--input-text)", whiteSpace: "nowrap",
       overflow: "hidden", textOverflow: "ellipsis", fontVariantNumeric: "tabular-nums",
     });
     const bar = element("div", { display: "flex", gap: "8px", alignItems: "center", flex: "none" });
-    bar.append(this.button, this.label, this.fold);
     this.root = element("div", {
       display: "flex", flexDirection: "column", gap: "4px", width: "100%", boxSizing: "border-box",
     }, { className: "v3d-orbit" });
     this.root.append(this.canvas, bar);
     keepEvents(this.root, ["pointerdown", "pointermove", "pointerup", "mousedown", "dblclick"]);
+    this.panel = new FoldingPanel(node, KEY, this.root, {
+      height: HEIGHT, what: "the frames", lay: (open) => this.lay(open),
+    });
+    bar.append(this.button, this.label, this.panel.fold);
     this.listen();
     this.play(false);
-    const kept = node.properties?.[OPEN]; // what the user chose, saved with the workflow
-    const open = kept ?? !wouldCover(node, HEIGHT);
-    node.properties[OPEN] = open; // so that it is known when the node has room for it
-    this.panel = new Panel(node, KEY, this.root, open ? HEIGHT : FOLDED);
-    this.lay(open);
-  }
-
-  unfold(open) {
-    this.node.properties[OPEN] = open;
-    this.lay(open);
-    this.panel.resize(open ? HEIGHT : FOLDED);
+    this.panel.settle();
   }
 
   lay(open) {
-    this.open = open;
     this.canvas.style.display = open ? "block" : "none";
-    this.fold.textContent = open ? "hide" : "show";
-    this.fold.title = open ? "Hide the frames" : "Show the frames";
     this.button.style.display = open ? "" : "none";
   }
 
