@@ -36,6 +36,11 @@ def pictures_from_image(image: Tensor) -> Tensor:  # [V, H, W, 3 or 4]
             f"an IMAGE of shape {list(image.shape)} came in, [frames, height, width, 3 or 4] is "
             "needed; convert it to RGB or RGBA first"
         )
+    if not image.numel():
+        raise ValueError(
+            f"an IMAGE of shape {list(image.shape)} came in, which holds no picture; connect at "
+            "least one"
+        )
     return image.to(CPU, torch.float32)
 
 
@@ -56,9 +61,9 @@ def image_from_views(views: Views) -> Tensor:  # [V, H, W, 3]
     return to_host(colours)
 
 
-def colour_from_hex(text: str) -> tuple[float, float, float]:
-    """sRGB in [0, 1] of a COLOR widget's #rrggbb."""
-    digits = text.strip().removeprefix("#")
+def colour_from_hex(text: object) -> tuple[float, float, float]:
+    """sRGB in [0, 1] of a COLOR widget's #rrggbb; the host lets anything pass there."""
+    digits = str(text).strip().removeprefix("#")
     try:
         if len(digits) != 6:
             raise ValueError

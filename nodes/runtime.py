@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ import torch
 from comfy import model_management
 from comfy.cli_args import args
 from comfy.utils import ProgressBar
+from comfy_api.v0_0_2 import io
 from comfy_execution.utils import get_executing_context
 from PIL import Image
 from server import PromptServer
@@ -26,6 +28,9 @@ log = logging.getLogger("V3D")
 
 _Value = TypeVar("_Value")
 
+WRITTEN = (str, int, float, list, dict)  # what a prompt's JSON holds
+# Core's loaders give None for what a file lacks; the nodes say then what to load.
+MAY_BE_NOTHING = ("CLIP_VISION", "VAE")
 TEXT_EVENT = "v3d.text"
 TEXT_INTERVAL_S = 0.25  # a line under the node that changes faster cannot be read
 PREVIEW_INTERVAL_S = 0.5  # at least this long between two pictures
@@ -148,15 +153,35 @@ def tell(name: str, message: str) -> None:
 def named_errors(execute: Callable) -> Callable:
     """Wrap a node's `execute` so that what the user can mend is reported under its display name."""
     kinds = (ValueError, OSError, MissingPackageError)
+    known: list[io.Schema] = []  # filled once: some schemas list folders
 
     @functools.wraps(execute)
     def wrapper(cls, **inputs):
+        # not GET_SCHEMA: it stores what it finds on the class, which is locked in a run
+        known[:] = known or [cls.define_schema()]
         try:
+            check_inputs(known[0], inputs)
             return execute(cls, **inputs)
         except kinds as error:
-            # not GET_SCHEMA: it stores what it finds on the class, which is locked in a run
-            name = cls.define_schema().display_name
             kind = next(kind for kind in kinds if isinstance(error, kind))
-            raise kind(f"{name}: {error}") from error
+            raise kind(f"{known[0].display_name}: {error}") from error
 
     return wrapper
+
+
+def check_inputs(schema: io.Schema, inputs: dict[str, object]) -> None:
+    """Refuse what only a prompt from elsewhere than the front end can hold.
+
+    The host lets any text, number or object of a prompt pass where a connection belongs, and
+    numbers that are none pass the limits of a widget.
+    """
+    for entry in schema.inputs:
+        value, kind = inputs.get(entry.id), entry.get_io_type()
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"{entry.id} is {value}; a number is needed")
+        if isinstance(entry, (io.WidgetInput, io.DynamicCombo.Input)):
+            continue
+        missing = value is None and not entry.optional and kind not in MAY_BE_NOTHING
+        camera = kind == io.Load3DCamera.io_type and isinstance(value, dict)
+        if missing or (isinstance(value, WRITTEN) and not camera):
+            raise ValueError(f"{entry.id} is {value!r:.80}; connect an output of type {kind}")

@@ -289,6 +289,8 @@ def choose_engine(device: torch.device) -> tuple[str, str]:
 def _warp_problem(device: torch.device) -> str:
     try:
         _warp_engine(device)
+    except torch.OutOfMemoryError:  # says nothing about the engine
+        raise
     except Exception as error:  # a broken native package raises anything; torch still works
         return f"warp does not run: {error}"
     return ""

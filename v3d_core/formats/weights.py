@@ -358,7 +358,7 @@ def _damage_named(path: Path) -> Iterator[None]:
     """Give whatever a parser raises on foreign bytes the path, the size and a remedy."""
     try:
         yield
-    except WeightsError:
+    except (WeightsError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # each parser has its own kinds, and damage finds all of them
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -143,6 +143,8 @@ class Engines(Generic[Task]):
             engine = self.candidates[name](device)
             with torch.inference_mode(False), torch.enable_grad():
                 problem = self.check(engine.run, device)
+        except torch.OutOfMemoryError:  # says nothing about the engine
+            raise
         except Exception as error:  # a broken native package raises anything; torch still works
             problem = f"it does not run: {error}"
         else:

@@ -149,6 +149,8 @@ class SDFField(nn.Module):
             field.load_state_dict(state)
         except KeyError as error:
             raise ValueError(f"the field has no {error}") from error
+        except torch.OutOfMemoryError:
+            raise
         except RuntimeError as error:
             raise ValueError(f"the field's tensors do not fit its settings: {error}") from error
         return field

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +16,7 @@ from ..cameras import project_points, resize_cameras
 from ..progress import Progress, silent
 from ..structures import Cameras, Views
 from ..unseen import trim_unseen
-from ..visual_hull import VisualHull, seen_volume, tight_visual_hull
+from ..visual_hull import PROGRESS_TEXT, VisualHull, seen_volume, tight_visual_hull
 from .config import NeusFitConfig
 from .field import start_from_distance
 
@@ -74,13 +75,20 @@ def start_shape(
         return Start(centre, half_size, start_from_distance(distance.to(views.device)))
     inner = max(8, config.start_resolution - 2 * MARGIN_CELLS)
     hull = tight_visual_hull(views, inner, tolerated_misses=config.mask_misses, progress=progress)
+
+    def look() -> None:  # at Cancel: what follows takes up to half a second each
+        progress(1, 1, text=PROGRESS_TEXT)
+
+    look()
     if depths is not None:
         hull = carve_in_front_of(depths, hull, views.cameras)
     hull = trim_unseen(hull, views, MEMBRANE_LEVEL)
+    look()
     margin = math.ceil((config.start_resolution - len(hull.occupied)) / 2)
     occupied = F.pad(hull.occupied, (margin,) * 6)
     half_size = hull.half_size * len(occupied) / len(hull.occupied)
-    distance = distance_to_occupied(occupied) * (2 / len(occupied))
+    distance = distance_to_occupied(occupied, look) * (2 / len(occupied))
+    look()
     return Start(hull.centre, half_size, start_from_distance(distance))
 
 
@@ -133,11 +141,19 @@ def sphere_distance(resolution: int, radius: float) -> Tensor:  # [R, R, R]
     return points.norm(dim=-1) - radius
 
 
-def distance_to_occupied(occupied: Tensor) -> Tensor:  # [R, R, R] bool -> [R, R, R]
-    """Signed distance to the boundary of occupied cells in cells, negative inside, blurred."""
+def distance_to_occupied(
+    occupied: Tensor,  # [R, R, R] bool
+    look: Callable[[], None] = lambda: None,
+) -> Tensor:  # [R, R, R]
+    """Signed distance to the boundary of occupied cells in cells, negative inside, blurred.
+
+    `look` is called on the way and may raise to cancel.
+    """
     # a cell's centre lies half a cell from its faces
     outside = distance_to_nearest(occupied) - 0.5
+    look()
     inside = distance_to_nearest(~occupied) - 0.5
+    look()
     return _blurred(torch.where(occupied, -inside, outside))
 
 

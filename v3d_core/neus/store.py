@@ -6,6 +6,8 @@ import json
 import os
 from pathlib import Path
 
+import torch
+
 from ..formats.weights import WeightsError, open_weights, write_safetensors
 from .field import SDFField
 
@@ -60,6 +62,8 @@ def load_field(path: str | os.PathLike[str]) -> SDFField:
     try:
         settings = json.loads(metadata["settings"])
         return SDFField.from_settings(settings, state)
+    except torch.OutOfMemoryError:
+        raise
     except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise WeightsError(

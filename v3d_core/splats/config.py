@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 
 ALIGN_CHOICES = ("auto", "on", "off")
@@ -57,8 +58,8 @@ class SplatFitConfig:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.resolution < 0 or 0 < self.resolution < 16:
             raise ValueError(f"resolution must be 0 or at least 16 px, got {self.resolution}")
-        if self.seconds < 0:
-            raise ValueError(f"seconds must not be negative, got {self.seconds}")
+        if not 0 <= self.seconds < math.inf:
+            raise ValueError(f"seconds must be 0 or a positive number, got {self.seconds}")
         if self.align not in ALIGN_CHOICES:
             raise ValueError(f"align must be one of {ALIGN_CHOICES}, got {self.align!r}")
         if self.sh_degree not in (0, 1, 2, 3):

@@ -156,6 +156,8 @@ def find_engine(name: str, device: torch.device) -> tuple[Engine | None, str]:
         engine = _load(name, device)
         with torch.inference_mode(False), torch.enable_grad():
             problem = compare_with_oracle(engine.rasterize, device)
+    except torch.OutOfMemoryError:  # says nothing about the engine
+        raise
     except Exception as error:  # a broken native package raises anything; torch still works
         problem = f"it does not run: {error}"
     else:

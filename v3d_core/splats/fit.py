@@ -19,7 +19,7 @@ from ..images import composite, crop_views, fit_within, resize_views
 from ..progress import Progress, never, silent
 from ..structures import Cameras, GaussianSplats, Views
 from ..unseen import trim_unseen
-from ..visual_hull import VisualHull, tight_visual_hull
+from ..visual_hull import PROGRESS_TEXT, VisualHull, tight_visual_hull
 from .config import SplatFitConfig
 from .consensus import MISSES_AFTER, reach_consensus
 from .densify import Parameters, split_and_prune
@@ -235,13 +235,14 @@ def _budget(config: SplatFitConfig, rounds: int) -> int:
 
 
 def _hull(views: Views, config: SplatFitConfig, misses: int, progress: Progress) -> VisualHull:
-    hull = tight_visual_hull(
-        views,
-        config.hull_resolution,
-        tolerated_misses=misses,
-        progress=lambda step, total, preview=None, text="": progress(0, config.steps, text=text),
-    )
-    return trim_unseen(hull, views)
+    def tell(step: int, total: int, preview: object = None, text: str = "") -> None:
+        progress(0, config.steps, text=text)
+
+    hull = tight_visual_hull(views, config.hull_resolution, tolerated_misses=misses, progress=tell)
+    tell(1, 1, text=PROGRESS_TEXT)  # looks at Cancel: what follows takes up to a second
+    hull = trim_unseen(hull, views)
+    tell(1, 1, text=PROGRESS_TEXT)
+    return hull
 
 
 def _perceptual(
