@@ -33,6 +33,7 @@ if "comfy.cli_args" not in sys.modules:
     _load("released_interface", HERE / "released_interface.py")
     scenes = _load("scenes", HERE / "scenes.py")
     _load("prompts", HERE / "prompts.py")
+    _load("soak_prompts", HERE / "soak_prompts.py")
     for name in ("workflow_notes", "workflow_graphs", "graph_layout", "blueprint_graphs"):
         _load(name, HERE / f"{name}.py")
     _load("make_workflows", HERE / "make_workflows.py")
