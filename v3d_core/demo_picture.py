@@ -26,7 +26,7 @@ from .training.tracing import render_orbits
 
 FOLDER = Path(__file__).parent / "data" / "demo_picture"
 PICTURE = FOLDER / "r_000.png"
-SEED = 96  # of `random_objects`; V3D-nano was trained on 1,000,000 and above
+SEED = 214  # of `random_objects`; V3D-nano was trained on 1,000,000 and above
 SIZE = 256  # px
 SUPERSAMPLE = 4  # rays along each side of a pixel
 FRAMINGS = 4  # times the object is moved into the middle; the last ones change nothing
@@ -59,13 +59,13 @@ def framing_cameras(table: ObjectTable, size: int) -> Cameras:
     That is as if the object were moved and scaled, so that preparing the picture changes nothing
     and the other views are the truth for it.
     """
-    wanted = 1 - PrepareConfig().border_ratio
+    wanted = 2 * round(size / 2 * (1 - PrepareConfig().border_ratio))  # px; halved, whole again
     radius, centre = V3D_ORBIT.radius, torch.zeros(3)
     cameras = _moved(radius, centre, size)
     for _ in range(FRAMINGS):
         alpha = render_orbits(table, cameras[:1], size, SUPERSAMPLE)[0, 0, ..., 3].float() / 255
         x0, y0, x1, y1 = _box(alpha)
-        radius *= max(x1 - x0, y1 - y0) / size / wanted
+        radius *= max(x1 - x0, y1 - y0) / wanted
         pixel = radius / float(cameras.K[0, 0, 0])  # world units that a pixel in the middle shows
         centre[0] += pixel * ((x0 + x1) / 2 - size / 2)
         centre[1] -= pixel * ((y0 + y1) / 2 - size / 2)
