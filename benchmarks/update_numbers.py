@@ -22,6 +22,7 @@ import record
 import splats
 import surfaces
 import textures
+import training_step
 
 from v3d_core import evaluation_report
 
@@ -35,6 +36,7 @@ TABLES = {
     "splats": splats.markdown,
     "surfaces": surfaces.markdown,
     "textures": textures.markdown,
+    "training_step": training_step.markdown,
 }
 BLOCK = re.compile(
     r"(?P<begin><!-- numbers: (?P<name>[\w-]+\.json) -->\n).*?(?P<end><!-- end of (?P=name) -->)",
