@@ -6,6 +6,7 @@ from pathlib import Path
 
 from comfy_api.v0_0_2 import io
 
+from ..v3d_core.formats.atomic import atomic_folder
 from ..v3d_core.formats.colmap import write_colmap_text
 from ..v3d_core.formats.pictures import list_pictures, read_pictures
 from ..v3d_core.formats.views import LoadedViews, has_split, load_views, save_views
@@ -142,9 +143,10 @@ class V3DSaveViews(io.ComfyNode):
     @named_errors
     def execute(cls, views, filename_prefix, colmap) -> io.NodeOutput:
         path, subfolder = output_path(filename_prefix, "")
-        save_views(path, views)
-        if colmap:
-            write_colmap_text(path, views)
+        with atomic_folder(path) as staging:  # both or none
+            save_views(staging, views)
+            if colmap:
+                write_colmap_text(staging, views)
         name = (Path(subfolder) / path.name).as_posix() + IN_OUTPUT
         tell("V3D Save Views", f"saved {len(views)} views in {name}")
         return io.NodeOutput(name, ui={"text": (name,)})

@@ -172,16 +172,21 @@ def named_errors(execute: Callable) -> Callable:
 def check_inputs(schema: io.Schema, inputs: dict[str, object]) -> None:
     """Refuse what only a prompt from elsewhere than the front end can hold.
 
-    The host lets any text, number or object of a prompt pass where a connection belongs, and
-    numbers that are none pass the limits of a widget.
+    The host lets any text, number or object of a prompt pass where a connection belongs, numbers
+    that are none pass the limits of a widget, and so do connections to inputs that do not exist.
     """
+    if surplus := set(inputs) - {entry.id for entry in schema.inputs}:
+        raise ValueError(f"there is no input {min(surplus)!r:.80}; take it out of the prompt")
     for entry in schema.inputs:
         value, kind = inputs.get(entry.id), entry.get_io_type()
         if isinstance(value, float) and not math.isfinite(value):
             raise ValueError(f"{entry.id} is {value}; a number is needed")
-        if isinstance(entry, (io.WidgetInput, io.DynamicCombo.Input)):
-            continue
-        missing = value is None and not entry.optional and kind not in MAY_BE_NOTHING
-        camera = kind == io.Load3DCamera.io_type and isinstance(value, dict)
-        if missing or (isinstance(value, WRITTEN) and not camera):
-            raise ValueError(f"{entry.id} is {value!r:.80}; connect an output of type {kind}")
+        if isinstance(entry, io.DynamicCombo.Input):
+            if value is None:  # what the host makes of a choice that it does not know
+                known = ", ".join(option.key for option in entry.options)
+                raise ValueError(f"{entry.id} must be one of {known}")
+        elif not isinstance(entry, io.WidgetInput):
+            missing = value is None and not entry.optional and kind not in MAY_BE_NOTHING
+            camera = kind == io.Load3DCamera.io_type and isinstance(value, dict)
+            if missing or (isinstance(value, WRITTEN) and not camera):
+                raise ValueError(f"{entry.id} is {value!r:.80}; connect an output of type {kind}")

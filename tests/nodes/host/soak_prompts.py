@@ -31,8 +31,12 @@ NUMBERS |= {"vae_mode": "mode"}
 SAMPLE = {"steps": 1, "guidance": "constant", "scale": 3.5, "min_scale": 1.0, "decode_frames": 0}
 FORMATS = ("glb", "obj", "ply", "stl")
 TEST_FRAMES = 6  # of the demo's test split
-# A custom node that makes what no node of core makes: pictures with holes, and none at all.
-BROKEN_PICTURES = """
+# Custom nodes: what no node of core makes, pictures with holes and none at all; and a look inside.
+TEST_NODES = """
+import ctypes
+import gc
+import sys
+
 import torch
 
 class BrokenPictures:
@@ -55,7 +59,26 @@ class BrokenPictures:
         mask[:, 16:48, 16:48] = float("nan") if shows == "nan mask" else 1
         return image, mask
 
-NODE_CLASS_MAPPINGS = {"BrokenPictures": BrokenPictures}
+class WhatIsHeld:
+    # Bytes of all tensors, after the C library has given back what nobody uses.
+    CATEGORY = "test"
+    FUNCTION = "look"
+    OUTPUT_NODE = True
+    RETURN_TYPES = ()
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"seed": ("INT", {})}}
+
+    def look(self, seed):
+        gc.collect()
+        if sys.platform == "linux":
+            ctypes.CDLL(None).malloc_trim(0)
+        tensors = [t for t in gc.get_objects() if issubclass(type(t), torch.Tensor)]
+        storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
+        return {"ui": {"bytes": [sum(storages.values())]}}
+
+NODE_CLASS_MAPPINGS = {"BrokenPictures": BrokenPictures, "WhatIsHeld": WhatIsHeld}
 """
 
 
