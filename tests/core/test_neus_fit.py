@@ -284,16 +284,17 @@ def test_progress_is_told_every_stride_with_a_picture_on_demand(few, monkeypatch
             K=few.cameras.K - torch.tensor([[0.0, 0, 0], [0, 0, 8], [0, 0, 0]]),
         ),
     )
-    seen, pictures = [], []
+    seen, steps, pictures = [], [], []
 
     def progress(step, total, preview=None, text=""):
         seen.append((step, total, text))
-        if step:
+        if preview is not None:
+            steps.append(step)
             pictures.append(preview())
 
     fit_neus(wide, dataclasses.replace(TINY, steps=5), progress=progress)
-    steps = [step for step, _, _ in seen if step]
     assert steps == [*range(CPU_STRIDE, 5, CPU_STRIDE), 5]
+    assert {step for step, _, _ in seen} == {0, 1, 2, 3, 4, 5}  # Cancel waits for one step
     assert {total for _, total, _ in seen} == {5} and seen[0][0] == 0
     assert {text for step, _, text in seen if step == 0} == {"Carving the visual hull"}
     for picture in pictures:
@@ -320,7 +321,7 @@ def test_finish_keeps_what_there_is(few):
     assert len(extract_mesh(fit.field, 16).faces)
 
 
-@pytest.mark.parametrize("at", [0, 4], ids=["while carving", "in a step"])
+@pytest.mark.parametrize("at", [0, 3, 4], ids=["while carving", "in a stride", "in a picture"])
 def test_cancelling_frees_everything(few, at):
     class Cancelled(BaseException):
         pass

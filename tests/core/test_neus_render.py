@@ -5,15 +5,15 @@ import torch
 import torch.nn.functional as F
 
 from v3d_core.cameras import Orbit, camera_rays, orbit_cameras
+from v3d_core.neus import render
 from v3d_core.neus.field import SDFField, start_from_distance
 from v3d_core.neus.grid import HashGrid
 from v3d_core.neus.render import normal_picture, render_field
 from v3d_core.neus.start import sphere_distance
 
 
-@pytest.fixture(scope="module")
-def sphere_picture():
-    """A ball of radius 0.4 beside the origin, its field without a residual, seen by one camera."""
+def sphere():
+    """A ball of radius 0.4 beside the origin, its field without a residual, and one camera."""
     half_size, centre = 0.8, torch.tensor([0.1, -0.05, 0.0])
     field = SDFField(
         centre,
@@ -28,13 +28,35 @@ def sphere_picture():
         field.weight2.zero_()
     camera = orbit_cameras(Orbit(num_views=1, azimuth_start_deg=30.0, elevation_deg=20), 60, 40)
     known = field.start[0].repeat(2, 1, 1, 1) * half_size
+    return field, known, 0.06, camera
+
+
+@pytest.fixture(scope="module")
+def sphere_picture():
+    field, known, band, camera = sphere()
+    centre = field.centre
     origins, directions = camera_rays(camera)
     offset, directions = (origins - centre)[0], F.normalize(directions, dim=-1)[0]
     along = (offset * directions).sum(-1)
     off_axis = (offset - along[..., None] * directions).norm(dim=-1)
     reach = -along - (0.4**2 - off_axis.square()).clamp(min=0).sqrt()
     hits = F.normalize(offset + reach[..., None] * directions, dim=-1)
-    return render_field(field, known, 0.06, camera), camera, off_axis, hits
+    return render_field(field, known, band, camera), camera, off_axis, hits
+
+
+def test_a_picture_is_cancelled_between_its_parts(monkeypatch, sphere_picture):
+    monkeypatch.setattr(render, "RAYS_AT_ONCE", 500)
+    ticks = []
+    picture = render_field(*sphere(), tick=lambda: ticks.append(len(ticks)))
+    assert len(ticks) == 5  # of 60 x 40 rays; the first part sees nothing
+    torch.testing.assert_close(picture.colours, sphere_picture[0].colours)
+    torch.testing.assert_close(picture.normals, sphere_picture[0].normals)
+
+    def cancel() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        render_field(*sphere(), tick=cancel)
 
 
 def test_a_sphere_is_seen_as_an_opaque_disc_on_white(sphere_picture):

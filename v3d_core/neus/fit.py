@@ -27,7 +27,7 @@ from .sampling import PixelPool
 from .start import start_shape
 
 STRIDE = 5  # steps between two looks at `finish` and at Cancel
-CPU_STRIDE = 2  # a step takes up to half a second on two busy cores
+CPU_STRIDE = 2  # a step takes up to half a second on two busy cores; Cancel waits for one
 LOOK_FROM = 0.9  # fraction of the run after which errors count for the report
 PREVIEW_SIZE = 192  # px, longer side
 
@@ -151,7 +151,9 @@ class _Run:
                 if self.steps and self.steps % config.refresh_steps < stride:
                     stepper.refresh()
                 stepper.schedule(self.steps / config.steps)
-                for _ in range(min(stride, config.steps - self.steps)):
+                for number in range(min(stride, config.steps - self.steps)):
+                    if number:
+                        self._look_for_cancel()
                     stepper.step()
                     self.steps += 1
                 stepper.wait_for_last_stride()
@@ -168,6 +170,11 @@ class _Run:
         finally:
             stepper.close()
 
+    def _look_for_cancel(self) -> None:
+        """Let the caller raise within a stride and within a picture."""
+        if self.field.device.type == "cpu":  # where one step or a part of a picture takes long
+            self.progress(self.steps, self.config.steps, text="NeuS")
+
     def _picture(self) -> Tensor:  # [H, W, 3]
         """The surface's normals, at a size that costs a fraction of a second."""
         scale = min(1.0, PREVIEW_SIZE / self.longer_side)
@@ -176,7 +183,10 @@ class _Run:
             self.camera, max(1, round(width * scale)), max(1, round(height * scale))
         )
         stepper = self.stepper
-        return normal_picture(render_field(self.field, stepper.known, stepper.band, camera), camera)
+        seen = render_field(
+            self.field, stepper.known, stepper.band, camera, tick=self._look_for_cancel
+        )
+        return normal_picture(seen, camera)
 
 
 def _means(stepper: Stepper, figures: Figures) -> RunningMeans:

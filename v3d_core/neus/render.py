@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -11,10 +12,10 @@ from torch import Tensor
 from ..cameras import camera_rays
 from ..structures import Cameras
 from .field import SDFField
-from .sampling import place_samples
+from .sampling import Samples, place_samples
 from .volume import composite
 
-RAYS_AT_ONCE = 1 << 13
+RAYS_AT_ONCE = 1 << 11  # as long as a step of a fit; Cancel is looked at between them
 SAMPLES = 24  # along a ray; the surface is known by now
 SURFACE_SHARE = 0.75  # of them; as in the fit
 
@@ -39,6 +40,7 @@ def render_field(
     known: Tensor,  # [2, G, G, G]
     band: float,
     camera: Cameras,
+    tick: Callable[[], None] = lambda: None,
 ) -> FieldPicture:
     """The field from the first of `camera`.
 
@@ -47,6 +49,7 @@ def render_field(
         known: As in `place_samples`: distance found last and that of the start shape.
         band: As in `place_samples`, world units.
         camera: Made for the picture's size.
+        tick: Called several times a second on a CPU; raising in it cancels.
     """
     rays = camera_rays(camera[0])
     origins, directions = rays[0].reshape(-1, 3), F.normalize(rays[1].reshape(-1, 3), dim=-1)
@@ -54,10 +57,15 @@ def render_field(
     for some, along in zip(
         origins.split(RAYS_AT_ONCE), directions.split(RAYS_AT_ONCE), strict=True
     ):
+        tick()
         middle = torch.full_like(some[:, 0], 0.5)
         samples = place_samples(
             some, along, middle, known, field.centre, field.half_size, band, SAMPLES, SURFACE_SHARE
         )
+        hits = samples.inside.any(-1)  # the other rays show nothing
+        hits[0] |= ~hits.any()  # engines want a ray
+        some, along = some[hits], along[hits]
+        samples = Samples(*(part[hits] for part in samples))
         points = some[:, None] + along[:, None] * samples.distances[..., None]
         towards = along[:, None].expand_as(points).reshape(-1, 3)
         sampled = field.evaluate(points.reshape(-1, 3))
@@ -73,8 +81,10 @@ def render_field(
             field.inv_s,
             torch.ones((), device=some.device),
         )
-        pictures.append(seen.values)
-        opacities.append(seen.opacities)
+        for parts, found in ((pictures, seen.values), (opacities, seen.opacities)):
+            part = found.new_zeros(len(hits), *found.shape[1:])
+            part[hits] = found
+            parts.append(part)
     size = (camera.height, camera.width)
     values, opacity = torch.cat(pictures), torch.cat(opacities)
     colours = (values[:, :3] + 1 - opacity[:, None]).clamp(0, 1)
