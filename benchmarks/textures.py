@@ -30,7 +30,12 @@ sys.path.insert(0, str(ROOT))
 from v3d_core.formats.mesh_files import read_mesh, write_mesh  # noqa: E402
 from v3d_core.formats.views import load_views  # noqa: E402
 from v3d_core.images import composite  # noqa: E402
-from v3d_core.mesh.asset import AssetConfig, make_asset, make_light  # noqa: E402
+from v3d_core.mesh.asset import (  # noqa: E402
+    AssetConfig,
+    make_asset,
+    make_light,
+    shape_from_views,
+)
 from v3d_core.mesh.colours import colour_vertices  # noqa: E402
 from v3d_core.mesh.refine import blend_texture  # noqa: E402
 from v3d_core.mesh_queries import MeshQueries, cast_pixels  # noqa: E402
@@ -119,12 +124,16 @@ def measure(folder: Path, mesh: Mesh, options: argparse.Namespace) -> dict[str, 
     views = load_views(folder).views.to(device)
     test = load_views(folder, split="test").views
     mesh = mesh.to(device)
-    config = AssetConfig(faces=options.faces, texture_size=options.size)
+    config = AssetConfig(
+        faces=options.faces, texture_size=options.size, refine_geometry=options.refine_geometry
+    )
     figures: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as scratch:
         place = Path(options.keep or scratch)
         place.mkdir(parents=True, exist_ok=True)
         light, _ = make_light(mesh, config)
+        if config.refine_geometry and {"vertex", "blend"} & set(options.methods):
+            light, _ = shape_from_views(light, views, config)
 
         def score(method: str, result: Mesh, kind: str) -> None:
             path = place / f"{folder.name}-{options.kind}-{method}.{kind}"
@@ -183,6 +192,9 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--faces", type=int, default=20_000)
     parser.add_argument("--size", type=int, default=1024, help="texels along a side")
+    parser.add_argument(
+        "--refine-geometry", action="store_true", help="of all methods but the splat"
+    )
     parser.add_argument("--only", nargs="*", help="names of objects; default: all")
     parser.add_argument("--keep", type=Path, help="folder for the meshes")
     options = parser.parse_args()

@@ -34,6 +34,11 @@ def add_refine_commands(commands: Any) -> None:
         "%(default)s",
     )
     refine.add_argument(
+        "--refine-geometry",
+        action="store_true",
+        help="first move vertices to where the views see the surface, if they agree",
+    )
+    refine.add_argument(
         "--new-uvs", action="store_true", help="unwrap anew even if the mesh has uvs"
     )
     refine.add_argument("--views", type=int, metavar="N", help="use so many views; default: all")
@@ -108,6 +113,7 @@ def run_refine(options: argparse.Namespace) -> None:
         num_views=options.views,
         lpips_weight=options.lpips_weight,
         iterations=options.iterations,
+        refine_geometry=options.refine_geometry,
     )
     out: Path = options.out
     prepare_output(out)

@@ -14,12 +14,15 @@ from ..structures import Mesh, Views
 from .align_views import AlignedViews, AlignViewsConfig, align_views
 from .clean import Cleaned, clean
 from .clean_config import CleanConfig
-from .refine import refine_texture
+from .refine import chosen_views, refine_texture
+from .refine_geometry import refine_geometry
 from .shape import Distance
 from .texture_config import RefineConfig
 
 ALIGN_CHOICES = ("auto", "on", "off")
 CLEANING = 0.2  # share of the work that cleaning is, on the progress bar
+ALIGNING = 0.1  # share of a refined shape's work that asking whether the views agree is
+SHAPING = 0.4  # share of the rest that the shape is, where it is refined
 STEPS = 1000  # of that bar
 
 # corrects whatever it finds
@@ -37,6 +40,7 @@ class AssetConfig:
     num_views: int | None = None  # views used, evenly spaced; None: all
     lpips_weight: float = 0.0  # as in RefineConfig
     iterations: int = 0
+    refine_geometry: bool = False  # move vertices to where the views agree, if they do
 
     def __post_init__(self) -> None:
         if self.align not in ALIGN_CHOICES:
@@ -67,7 +71,8 @@ class Asset:
         mesh: With normals, uvs and texture.
         unseen: Texels that no view saw and that were filled. [H, W] bool
         report: `clean` and `texture`, the reports of the stages, `views` "agree" or "disagree" with
-            the surface or "taken as they are", `per_view` where they were moved, `seconds`.
+            the surface or "taken as they are", `per_view` where they were moved, `seconds`, and
+            `geometry` where the shape was to be refined.
     """
 
     mesh: Mesh
@@ -123,6 +128,12 @@ def put_texture(
     """A texture for the mesh as it is, from views that are laid on it where they disagree."""
     config = config or AssetConfig()
     started = time.perf_counter()
+    shaped: dict[str, Any] = {}
+    if config.refine_geometry:
+        mesh, shaped = shape_from_views(
+            mesh, views, config, progress=part_of(progress, 0.0, SHAPING)
+        )
+        progress = part_of(progress, SHAPING, 1.0)
     found: list[AlignedViews] = []
 
     def align(surface: Mesh, pictures: Views, progress: Progress) -> Views:
@@ -137,7 +148,7 @@ def put_texture(
         align=None if config.align == "off" else align,
         progress=progress,
     )
-    report: dict[str, Any] = {"texture": result.report, "views": "taken as they are"}
+    report: dict[str, Any] = {**shaped, "texture": result.report, "views": "taken as they are"}
     if found:
         aligned = found[0].moved or found[0].shaded
         report["views"] = "disagree" if aligned else "agree"
@@ -145,6 +156,24 @@ def put_texture(
             report["per_view"] = found[0].per_view
     report["seconds"] = round(time.perf_counter() - started, 3)
     return Asset(result.mesh, result.unseen, report)
+
+
+def shape_from_views(
+    mesh: Mesh, views: Views, config: AssetConfig | None = None, *, progress: Progress = silent
+) -> tuple[Mesh, dict[str, Any]]:
+    """The mesh with vertices moved to where the views agree, and `geometry` of the report.
+
+    Where views have to be laid on the surface first, they say nothing about it, and it stays.
+    """
+    config = config or AssetConfig()
+    views = chosen_views(views, config.refining())
+    disagree = config.align == "on"
+    if config.align == "auto":
+        disagree = align_views(mesh, views, progress=part_of(progress, 0.0, ALIGNING)).moved
+    if disagree:
+        return mesh, {"geometry": {"kept": False, "views": "disagree"}}
+    refined, report = refine_geometry(mesh, views, progress=part_of(progress, ALIGNING, 1.0))
+    return refined, {"geometry": report}
 
 
 def part_of(progress: Progress, start: float, end: float) -> Progress:

@@ -105,7 +105,7 @@ def onto_surface(
         offsets, normals = _sampled(moved, distance, tick, (step + 1) / (FIELD_STEPS + 1))
     # where it went farther away the field is broken
     moved = torch.where((offsets.abs() <= first)[:, None], moved, start)
-    moved = _unfolded(start, moved, mesh.faces)
+    moved = unfolded(start, moved, mesh.faces)
     after, _ = _sampled(moved, distance, tick, 1.0)
     return moved, {
         "field_distance_before": float(first.double().mean()) / unit,
@@ -124,8 +124,8 @@ def _sampled(
     return offsets.to(points), normals.to(points)
 
 
-def _unfolded(before: Tensor, after: Tensor, faces: Tensor) -> Tensor:
-    # `after`, but corners of faces that would turn too far stay where they were
+def unfolded(before: Tensor, after: Tensor, faces: Tensor) -> Tensor:
+    """`after`, but corners of faces that would turn too far stay where they were."""
     while True:
         old, new = _face_normals(before, faces), _face_normals(after, faces)
         limit = LEAST_COSINE * old.norm(dim=-1) * new.norm(dim=-1)
