@@ -82,11 +82,23 @@ def shipped_files() -> list[str]:
     ]
 
 
-def test_the_published_pack_is_below_10_mb():
+WEIGHTS = "v3d_core/data/v3d_nano.safetensors"
+
+
+def test_the_published_pack_is_below_10_mb_without_the_bundled_weights():
     sizes = {name: (ROOT / name).stat().st_size for name in shipped_files()}
     assert {"__init__.py", "v3d_core/environment.py", "requirements.txt"} <= sizes.keys()
     assert not [name for name in sizes if name.startswith(("tests/", "benchmarks/"))]
+    assert sizes.pop(WEIGHTS) <= 32e6
+    assert not [name for name in sizes if name.endswith((".safetensors", ".ckpt", ".pt", ".npy"))]
     assert sum(sizes.values()) < 10e6
+
+
+def test_a_wheel_has_everything_below_the_data_folder():
+    assert PROJECT["tool"]["setuptools"]["package-data"] == {"v3d_core": ["data/**/*"]}
+    assert "v3d_core*" in PROJECT["tool"]["setuptools"]["packages"]["find"]["include"]
+    data = {path for path in (ROOT / "v3d_core").glob("data/**/*") if path.is_file()}
+    assert {path.relative_to(ROOT).as_posix() for path in data} <= set(shipped_files())
 
 
 # What the registry's scanner flags or a user would not expect of nodes; `test_layers` looks at imports.

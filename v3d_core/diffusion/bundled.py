@@ -12,7 +12,7 @@ from .guidance import Guidance
 
 NANO = "nano"  # its name on the command line
 NANO_FILE = Path(__file__).resolve().parents[1] / "data" / "v3d_nano.safetensors"
-NANO_SHA256 = "6d9cc5f029731b0a99ecc959e09175387b47b8e06322bef173bccbb4d787efe8"
+NANO_SHA256 = "bc3ae5412411403ff11cf033ebe6c2cee80979e32bb67b0a49121270d4e3cea9"
 NANO_SCALE = 1.5  # guidance; see docs/nano.md
 CARD = "v3d_nano"  # entry of the metadata, JSON; `v3d convert` keeps it
 
