@@ -1,4 +1,4 @@
-"""Writes workflows/*.jpg: runs six workflows in a running ComfyUI and pictures what they made.
+"""Writes workflows/*.jpg: runs seven workflows in a running ComfyUI and pictures what they made.
 
     python tests/nodes/host/make_thumbnails.py http://127.0.0.1:8188 OUTPUT_FOLDER [NAME...]
 
@@ -7,9 +7,10 @@ Without names all are made. Workflows that share a fit share it here too, in the
 OUTPUT_FOLDER is the server's output folder. The splat's picture is core's own rendering; core has
 no mesh renderer, so the .glb is drawn here with a point per bit of surface.
 
-No video model runs for these pictures: the weights are not needed to make them. The workflows that
-start from one picture are shown by the demo orbit's first picture and by what was fitted to the
-whole demo orbit, which stands in for frames that V3D or SV3D would have sampled.
+`try_it_now` shows what the bundled model made. For the others no video model runs: the weights are
+not needed to make them. The workflows that start from one picture are shown by the demo orbit's
+first picture and by what was fitted to the whole demo orbit, which stands in for frames that V3D or
+SV3D would have sampled.
 """
 
 from __future__ import annotations
@@ -87,22 +88,24 @@ def scores_picture(server: str) -> Image.Image:
     return canvas
 
 
-def given_picture(index: int = 0) -> Image.Image:
-    """A frame of the demo orbit on white; the first is what the workflows would start from."""
-    path = REPOSITORY / "v3d_core" / "data" / "demo_orbit" / f"r_{index:03d}.png"
+def given_picture(index: int = 0, folder: str = "demo_orbit") -> Image.Image:
+    """A shipped frame on white; the first is what the workflows start from, or would."""
+    path = REPOSITORY / "v3d_core" / "data" / folder / f"r_{index:03d}.png"
     frame = Image.open(path).convert("RGBA")
     white = Image.new("RGBA", frame.size, "white")
     return Image.alpha_composite(white, frame).convert("RGB")
 
 
-def from_one_picture(result: Image.Image, strip: list[Image.Image]) -> Image.Image:
-    """The given picture small in the corner, the result large, frames below if there are any."""
+def from_one_picture(
+    result: Image.Image, strip: list[Image.Image], folder: str = "demo_orbit", left: int = 8
+) -> Image.Image:
+    """The given picture small in a corner, the result large, frames below if there are any."""
     canvas = Image.new("RGB", (SIZE, SIZE), "white")
     side = SIZE // STRIP if strip else 0
     room = SIZE - side - INSET // 4
     canvas.paste(result.resize((room, room), Image.LANCZOS), (SIZE - room, INSET // 6))
-    frame = ImageOps.expand(given_picture().resize((INSET, INSET), Image.LANCZOS), 2, "#3f789e")
-    canvas.paste(frame, (8, 8))
+    given = given_picture(0, folder).resize((INSET, INSET), Image.LANCZOS)
+    canvas.paste(ImageOps.expand(given, 2, "#3f789e"), (left, 8))
     for index, picture in enumerate(strip):
         small = picture.resize((side, side), Image.LANCZOS)
         canvas.paste(small, (index * side, SIZE - side))
@@ -200,6 +203,9 @@ def main() -> None:
     turntable = functools.cache(lambda: splat_pictures(server))
     mesh = functools.cache(lambda name: mesh_picture(server, output, name))
     thumbnails = {
+        "try_it_now": lambda: from_one_picture(
+            mesh("try_it_now"), [], "demo_picture", SIZE - INSET - 12
+        ),
         "frames_to_splat": lambda: turntable()[2],
         "frames_to_mesh": lambda: mesh("frames_to_mesh"),
         "frames_to_neus_mesh": lambda: mesh("frames_to_neus_mesh"),

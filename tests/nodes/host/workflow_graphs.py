@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 
 import workflow_notes as notes
 
-DEMO = "demo orbit (shipped)"
+DEMO, DEMO_PICTURE = "demo orbit (shipped)", "demo picture (shipped)"
+NANO = "V3D-nano (bundled)"
 BLUE, PURPLE, GREEN, YELLOW, ORANGE, RED = (
     "#3f789e",  # pictures, frames, cameras
     "#8888aa",  # video models
@@ -84,10 +85,12 @@ MODELS = {
 }
 V3D_FILE_NAMES = {"model_name": V3D_CKPT["name"], "clip_vision_name": SVD_XT["name"]}
 
-LANE = 930  # px: the frames' way to the texture, below the fit that stands above with its panel
+LANE = 1150  # px: the frames' way to the texture, below the fit that stands above with its panels
 RENDER = {"width": 512, "height": 512, "frames": 18, "sharpen": 1.0, "background": "#ffffff"}
+NANO_SIZE, NANO_SCALE = 128, 1.5  # px and guidance: v3d_core/diffusion/bundled.py
 SAVE_SPLAT = {"filename_prefix": "3d/V3D_splat"}
-PICTURE, BELOW_SAMPLER = 130, 920  # px: see `picture`
+PICTURE, BELOW_SAMPLER = 130, 980  # px: see `picture`
+OVER = 150  # px: the VAE's way to the decoder, over what stands lower
 CORE_FILE = {"filename_prefix": "3d/compare_core"}
 V3D_FILE = {"filename_prefix": "3d/compare_V3D"}
 NORMAL, DRAFT = {"preset": "normal"}, {"preset": "draft"}
@@ -128,6 +131,21 @@ def v3d_orbit(top: int) -> dict[int, Node]:
     }
 
 
+def nano_orbit(top: int) -> dict[int, Node]:
+    """From the shipped picture to the orbit (6) that the bundled model makes of it."""
+    sources = {"model": (4, 0), "clip_vision": (4, 1), "vae": (4, 2), "image": (5, 0)}
+    below = top + BELOW_SAMPLER
+    return {
+        1: Node("V3DLoadViews", 0, {"folder": DEMO_PICTURE}, {}, top, "Sample picture"),
+        2: Node("LoadImage", 0, {"image": ""}, {}, top, "Your own picture"),
+        3: Node("ImageFromBatch", 1, {}, {"image": (1, 1)}, top + PICTURE),
+        4: Node("V3DLoadModel", 2, {"model_name": NANO}, {}, top),
+        5: Node("V3DPrepareImage", 2, {"size": NANO_SIZE}, {"image": (3, 0)}, top + 220),
+        6: Node("V3DSampleOrbit", 3, {"scale": NANO_SCALE}, sources, top),
+        7: Node("PreviewImage", 3, {}, {"images": (5, 0)}, below, "Cut out, centred"),
+    }
+
+
 def splat_result(first: int, column: int, splat: int, orbit: str, views: int) -> dict[int, Node]:
     """A splat rendered, saved and shown from cameras (first + 2) of its own."""
     source, camera = {"splat": (splat, 0)}, {"camera_info": (first + 2, 1)}
@@ -146,7 +164,7 @@ def textured_result(
     first: int, column: int, mesh: int, views: tuple[int, int], name: str, sdf: int | None = None
 ) -> dict[int, Node]:
     """A mesh cleaned above, textured from views below, exported and shown."""
-    surface, above = ({}, 520) if sdf is None else ({"sdf": (sdf, 0)}, 200)
+    surface, above = ({}, 620) if sdf is None else ({"sdf": (sdf, 0)}, 200)
     clean, refine, export = first, first + 1, first + 2
     saved = {"format": "glb", "filename_prefix": f"3d/{name}"}
     top = LANE - 260
@@ -176,6 +194,29 @@ SV3D_SAMPLER = {"steps": 50, "cfg": 2.5, "sampler_name": "euler", "scheduler": "
 V3D_SAMPLER = {"steps": 25, "cfg": 3.5, "sampler_name": "euler", "scheduler": "karras"}
 
 TEMPLATES = {
+    "try_it_now": Template(
+        notes.TRY_NOTE,
+        {
+            **nano_orbit(LANE),
+            8: Node("V3DFitSplat", 4, NORMAL, {"views": (6, 1)}),
+            9: Node("SplatToFile3D", 5, {"format": "ply"}, {"splat": (8, 0)}),
+            10: Node("SaveGaussianSplat", 6, SAVE_SPLAT, {"model_3d": (9, 0)}),
+            11: Node("V3DMeshFromSplat", 5, {}, {"splat": (8, 0), "views": (8, 2)}, 660),
+            **textured_result(12, 6, mesh=11, views=(6, 1), name="V3D_mesh"),
+            12: Node("V3DCleanMesh", 6, {}, {"mesh": (11, 0)}, 660),
+        },
+        (
+            ("Picture", BLUE, (1, 2, 3)),
+            ("Video model", PURPLE, (4, 5, 6, 7)),
+            ("Splat", GREEN, (8,)),
+            ("The splat", RED, (9, 10)),
+            ("Mesh", YELLOW, (11, 12)),
+            *mesh_groups(12),
+        ),
+        note_columns=4,
+        gaps={4: 180, 7: 60},
+        crossings=1,
+    ),
     "frames_to_splat": Template(
         notes.SPLAT_NOTE,
         {
@@ -211,13 +252,13 @@ TEMPLATES = {
     "frames_to_neus_mesh": Template(
         notes.NEUS_NOTE,
         {
-            **frames_from_folder(LANE + 160),
-            3: Node("V3DFitNeuS", 2, NORMAL, {"views": (2, 0)}, 160),
+            **frames_from_folder(LANE + 100),
+            3: Node("V3DFitNeuS", 2, NORMAL, {"views": (2, 0)}, 200),
             4: Node("V3DExtractMesh", 3, {}, {"sdf": (3, 0)}),
             **textured_result(5, 4, mesh=4, views=(2, 0), name="V3D_neus", sdf=3),
-            11: Node("V3DSaveSDF", 3, {}, {"sdf": (3, 0)}, 300),
-            12: Node("PreviewAny", 3, {}, {"source": (3, 1)}, 460),
-            13: Node("V3DLoadSDF", 3, {}, {}, 700, "Another day"),
+            11: Node("V3DSaveSDF", 3, {}, {"sdf": (3, 0)}, 320),
+            12: Node("PreviewAny", 3, {}, {"source": (3, 1)}, 560),
+            13: Node("V3DLoadSDF", 3, {}, {}, 880, "Another day"),
         },
         (
             ("Frames and cameras", BLUE, (1, 2)),
@@ -270,38 +311,41 @@ TEMPLATES = {
                 4,
                 {},
                 {"clip_vision": (6, 1), "vae": (6, 2), "image": (7, 0)},
-                120,
+                200,
             ),
             10: Node(
                 "KSampler",
                 5,
                 V3D_SAMPLER,
                 {"model": (6, 0), "positive": (9, 0), "negative": (9, 1), "latent_image": (9, 2)},
+                OVER,
             ),
-            11: Node("VAEDecode", 6, {}, {"samples": (10, 0), "vae": (6, 2)}, 440),
-            12: Node("V3DOrbitCameras", 6, {"orbit": "v3d"}, {}, 600),
-            13: Node("V3DPosedViews", 7, {}, {"images": (11, 0), "cameras": (12, 0)}, 440),
-            14: Node("V3DSaveViews", 8, {}, {"views": (13, 0)}, 440),
+            11: Node("VAEDecode", 6, {}, {"samples": (10, 0), "vae": (6, 2)}),
+            12: Node("V3DOrbitCameras", 6, {"orbit": "v3d"}, {}, OVER),
+            13: Node("V3DPosedViews", 7, {}, {"images": (11, 0), "cameras": (12, 0)}),
+            14: Node("V3DSaveViews", 8, {}, {"views": (13, 0)}),
         },
         (
             ("Picture", BLUE, (1, 2, 3, 4, 5)),
             ("Video model and sampler", PURPLE, (6, 7, 8, 9, 10)),
             ("Frames and cameras", RED, (11, 12, 13, 14)),
         ),
-        crossings=2,
-        behind=1,
+        crossings=4,
     ),
     "sv3d_to_splat": Template(
         notes.SV3D_NOTE,
         {
-            **picture(576, Node("ImageOnlyCheckpointLoader", 3, {"ckpt_name": SV3D_U["name"]}), 0),
-            9: Node("VideoTriangleCFGGuidance", 4, {"min_cfg": 1.0}, {"model": (6, 0)}),
+            **picture(
+                576, Node("ImageOnlyCheckpointLoader", 3, {"ckpt_name": SV3D_U["name"]}, top=940), 0
+            ),
+            8: Node("PreviewImage", 4, {}, {"images": (7, 0)}, 0, "Cut out, centred"),
+            9: Node("VideoTriangleCFGGuidance", 4, {"min_cfg": 1.0}, {"model": (6, 0)}, 550),
             10: Node(
                 "SV3D_Conditioning",
                 4,
                 {"width": 576, "height": 576, "video_frames": 21, "elevation": 0.0},
                 {"clip_vision": (6, 1), "init_image": (7, 0), "vae": (6, 2)},
-                160,
+                700,
             ),
             11: Node(
                 "KSampler",
@@ -313,10 +357,11 @@ TEMPLATES = {
                     "negative": (10, 1),
                     "latent_image": (10, 2),
                 },
+                550,
             ),
-            12: Node("VAEDecode", 6, {}, {"samples": (11, 0), "vae": (6, 2)}, 440),
-            13: Node("V3DOrbitCameras", 6, {"orbit": "sv3d"}, {}, 600),
-            14: Node("V3DPosedViews", 7, {}, {"images": (12, 0), "cameras": (13, 0)}, 440),
+            12: Node("VAEDecode", 6, {}, {"samples": (11, 0), "vae": (6, 2)}, 960),
+            13: Node("V3DOrbitCameras", 6, {"orbit": "sv3d"}, {}, 960 + OVER),
+            14: Node("V3DPosedViews", 7, {}, {"images": (12, 0), "cameras": (13, 0)}, 960),
             15: Node("V3DFitSplat", 8, NORMAL, {"views": (14, 0)}),
             **splat_result(16, 9, splat=15, orbit="sv3d", views=21),
         },
@@ -327,9 +372,8 @@ TEMPLATES = {
             ("Splat", GREEN, (15, 18)),
             ("Result", RED, (16, 17, 19, 20)),
         ),
-        gaps={9: 180},
+        gaps={4: 80, 8: 140, 9: 180},
         crossings=4,
-        behind=1,
     ),
     "texture_any_mesh": Template(
         notes.ANY_MESH_NOTE,
@@ -354,16 +398,16 @@ TEMPLATES = {
             1: Node("V3DLoadViews", 0, {"folder": DEMO}, top=280),
             2: Node("V3DFitSplat", 1, NORMAL, {"views": (1, 0)}, 280),
             3: Node("SplatToMesh", 2, {"resolution": 160}, {"splat": (2, 0)}),
-            4: Node("V3DMeshFromSplat", 2, {}, {"splat": (2, 0), "views": (2, 2)}, 860),
+            4: Node("V3DMeshFromSplat", 2, {}, {"splat": (2, 0), "views": (2, 2)}, 970),
             **{
                 number: Node(kind, column, values, {name: source}, top, title)
                 for number, kind, column, values, name, source, top, title in (
                     (5, "SaveGLB", 3, CORE_FILE, "mesh", (3, 0), 0, "Core's mesh"),
                     (6, "V3DCleanMesh", 3, {"faces": 0}, "mesh", (3, 0), 480, ""),
-                    (7, "SaveGLB", 3, V3D_FILE, "mesh", (4, 0), 860, "V3D's mesh"),
-                    (8, "V3DCleanMesh", 3, {"faces": 0}, "mesh", (4, 0), 1340, ""),
+                    (7, "SaveGLB", 3, V3D_FILE, "mesh", (4, 0), 970, "V3D's mesh"),
+                    (8, "V3DCleanMesh", 3, {"faces": 0}, "mesh", (4, 0), 1460, ""),
                     (9, "PreviewAny", 4, {}, "source", (6, 1), 480, "Core's mesh"),
-                    (10, "PreviewAny", 4, {}, "source", (8, 1), 1340, "V3D's mesh"),
+                    (10, "PreviewAny", 4, {}, "source", (8, 1), 1460, "V3D's mesh"),
                 )
             },
         },
@@ -373,35 +417,37 @@ TEMPLATES = {
             ("Core: Extract Mesh from Splat", YELLOW, (3, 5, 6, 9)),
             ("V3D: Mesh from Splat", ORANGE, (4, 7, 8, 10)),
         ),
-        gaps={2: 90, 3: 60},
+        gaps={2: 120, 3: 60},
     ),
     "evaluate_orbit": Template(
         notes.EVALUATE_NOTE,
         {
             1: Node("V3DLoadViews", 0, {"folder": DEMO, "split": "train"}, {}, 0, "To fit"),
-            2: Node("V3DLoadViews", 0, {"folder": DEMO, "split": "test"}, {}, 1360, "Held out"),
+            2: Node("V3DLoadViews", 1, {"folder": DEMO, "split": "test"}, {}, LANE, "Held out"),
             3: Node("V3DFitSplat", 1, NORMAL, {"views": (1, 0)}),
-            4: Node("V3DRenderSplat", 2, {}, {"splat": (3, 0), "cameras": (2, 3)}, LANE),
+            4: Node("V3DRenderSplat", 2, {}, {"splat": (3, 0), "cameras": (2, 3)}, 350),
             5: Node("PreviewAny", 2, {}, {"source": (3, 1)}, 0, "Report of the fit"),
             6: Node(
                 "V3DScoreViews",
                 3,
                 {"truth_is": "straight"},
                 {"images": (4, 0), "truth": (2, 1), "masks": (2, 2)},
-                1360,
+                LANE,
             ),
-            7: Node("PreviewAny", 4, {}, {"source": (6, 0)}, 1130, "Scores"),
+            7: Node("PreviewAny", 4, {}, {"source": (6, 0)}, 890, "Scores"),
             8: Node(
-                "PreviewImage", 4, {}, {"images": (6, 1)}, 1440, "Rendering, truth, difference"
+                "PreviewImage", 4, {}, {"images": (6, 1)}, LANE, "Rendering, truth, difference"
             ),
-            9: Node("V3DEnvironment", 3, {}, {}, LANE),
+            9: Node("V3DEnvironment", 3),
         },
         (
-            ("Views", BLUE, (1, 2)),
+            ("Views to fit", BLUE, (1,)),
             ("Splat", GREEN, (3,)),
+            ("Views held out", BLUE, (2,)),
             ("Report", YELLOW, (5,)),
             ("Held-out views rendered", PURPLE, (4,)),
-            ("Scores", RED, (6, 7, 8, 9)),
+            ("Scores", RED, (6, 7, 8)),
+            ("This computer", ORANGE, (9,)),
         ),
         gaps={2: 180, 3: 60},
         crossings=3,

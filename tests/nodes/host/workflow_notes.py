@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+NANO_SCALE = 1.5  # as in workflow_graphs
+
 OWN_FRAMES = """
 ### Your own frames
 * Put them in a folder below ComfyUI's `input`, press **R**, and choose it in *V3D Load Views*.
@@ -118,6 +120,27 @@ ORBIT = """### The orbit
 Look at the 18 frames first: a fit cannot mend an orbit that drifts. Another `seed` gives another \
 back of the object; `scale` 3.5 to 4.5.
 """
+
+TRY_NOTE = f"""## One picture to a splat and a textured mesh, with nothing to download
+Queue it as it is. *V3D-nano*, a small video model that comes with V3D, turns a camera around the \
+object of the sample picture (18 frames of 128 px); a splat is fitted to them, and a mesh with a \
+texture is made of it. Two cores without a GPU take about two minutes.
+
+### What to expect
+V3D-nano shows how the whole way works. It has a hundredth of the size of V3D's model and has only \
+seen toys made of balls, boxes and rings. The orbit is soft and a guess behind, and **colours are \
+poor**: teal and orange come out, green, blue, yellow and purple do not. For real pictures take \
+*image_to_splat* and *image_to_mesh* with V3D.ckpt: the nodes are the same.
+
+### Your own picture
+Drag it onto *Load Image* and connect its `IMAGE` to *Get Image from Batch*. One object on a plain \
+background, seen from its front at its own height; for others put *Remove Background* in between. \
+A toy, a mug or a simple figure is nearest to what V3D-nano knows.
+
+### What V3D-nano is made for
+`size` 128 in *V3D Prepare Image* and `scale` {NANO_SCALE:g} in *V3D Sample Orbit*, as set here. Another \
+`seed` gives another back of the object.
+{ASSET}"""
 
 IMAGE_SPLAT_NOTE = f"""## One picture to a Gaussian splat
 Cuts the object out, turns V3D's camera around it (18 frames), fits a splat to them and saves a \
