@@ -46,5 +46,12 @@ class V3DEnvironment(io.ComfyNode):
     def execute(cls, try_engines) -> io.NodeOutput:
         report = inspect_environment(compute_device(), try_out=try_engines)
         text = f"ComfyUI {comfyui_version.__version__}\n{environment_text(report)}"
-        show_text(text)  # the front end draws the ui's text on core's own nodes only
+        show_text(as_markdown(text))  # the front end draws the ui's text on core's own nodes only
         return io.NodeOutput(text, ui=ui.PreviewText(text))
+
+
+def as_markdown(text: str) -> str:
+    """The text as Markdown that keeps its lines, for nodes drawn by Vue; plain text reads the same."""
+    return "\n".join(
+        f"• {line.strip()}  " if line.startswith(" ") else f"{line}  " for line in text.splitlines()
+    )

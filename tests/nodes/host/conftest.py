@@ -37,6 +37,7 @@ if "comfy.cli_args" not in sys.modules:
     for name in ("workflow_notes", "workflow_graphs", "graph_layout", "blueprint_graphs"):
         _load(name, HERE / f"{name}.py")
     _load("make_workflows", HERE / "make_workflows.py")
+    _load("browser", HERE / "browser.py")
     tiny_models = _load("tiny_models", REPOSITORY / "tests" / "tiny_models.py")
     _load("live_tensors", REPOSITORY / "tests" / "live_tensors.py")
     # the way ComfyUI loads a pack: from its folder, under a made-up name

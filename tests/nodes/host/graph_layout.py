@@ -4,45 +4,79 @@ from __future__ import annotations
 
 import itertools
 import uuid
+from typing import NamedTuple
 
 from workflow_graphs import MODELS, Node
 
 PACK_ID = "v3d-studio"  # [project] name: what ComfyUI-Manager installs for a missing node
 WIDGET_TYPES = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", "COLOR", "COMFY_DYNAMICCOMBO_V3")
 
-GAP, TITLE_PX, SLOT_PX, WIDGET_PX, FOOT_PX = 70, 30, 20, 24, 16  # as the front end draws nodes
-WIDTH = 340  # px of a column, unless one of its nodes is wider
-WIDTHS = {
-    "V3DFitSplat": 360,
-    "V3DFitNeuS": 360,
-    "V3DSampleOrbit": 400,
-    "SaveGLB": 420,
-    "Preview3D": 460,
-    "SaveGaussianSplat": 420,
-    "RemoveBackground": 240,
+GAP, TITLE_PX, SLOT_PX = 70, 30, 20  # px, as the front end draws nodes
+
+
+class Size(NamedTuple):
+    """Px of a node below its title: as it is saved, and its height after a run.
+
+    Measured in both renderings, the larger counts: a node that is saved lower than Vue draws it grows
+    when it is loaded, and the workflow counts as changed. What a run adds is the line of text, the
+    player, the panel of the fit and the picture. `test_browser_layout.py` measures it again.
+    """
+
+    height: int
+    grown: int
+    width: int = 340
+
+
+SIZES = {
+    "ImageFromBatch": Size(112, 112),
+    "ImageOnlyCheckpointLoader": Size(156, 156, 350),  # no narrower is its name drawn
+    "KSampler": Size(312, 312),
+    "LoadBackgroundRemovalModel": Size(108, 108),
+    "LoadImage": Size(340, 340),  # with a picture in it
+    "Preview3D": Size(520, 520, 460),
+    "PreviewAny": Size(240, 240),
+    "PreviewImage": Size(480, 480),  # 18 pictures
+    "RemoveBackground": Size(72, 72, 240),
+    "RenderSplat": Size(320, 320),
+    "SV3D_Conditioning": Size(224, 224),
+    "SaveGLB": Size(420, 420, 420),
+    "SaveGaussianSplat": Size(480, 480, 420),
+    "SplatToFile3D": Size(80, 80),
+    "SplatToMesh": Size(204, 204),
+    "V3DCleanMesh": Size(252, 346),
+    "V3DConditioning": Size(242, 306),
+    "V3DEnvironment": Size(640, 780, 620),  # longer where packages are missing
+    "V3DExportMesh": Size(168, 232),
+    "V3DExtractMesh": Size(132, 196),
+    "V3DFitNeuS": Size(600, 964, 360),
+    "V3DFitSplat": Size(600, 1040, 360),
+    "V3DLoadModel": Size(212, 276),
+    "V3DLoadSDF": Size(104, 168),
+    "V3DLoadViews": Size(204, 502),
+    "V3DMeshFromSplat": Size(188, 252),
+    "V3DOrbitCameras": Size(448, 448),
+    "V3DPosedViews": Size(176, 474),
+    "V3DPrepareImage": Size(220, 381),
+    "V3DRefineTexture": Size(264, 576),
+    "V3DRenderSplat": Size(216, 698),
+    "V3DSampleOrbit": Size(600, 902, 400),
+    "V3DSaveSDF": Size(108, 172),
+    "V3DSaveViews": Size(136, 200),
+    "V3DScoreViews": Size(184, 248),
+    "VAEDecode": Size(72, 72),
+    "VideoTriangleCFGGuidance": Size(80, 80),
 }
-HEIGHTS = {  # with the pictures, texts and viewers that they show
-    "PreviewImage": 320,
-    "PreviewAny": 240,
-    "SaveGLB": 420,
-    "SaveGaussianSplat": 480,
-    "Preview3D": 520,
-    "LoadImage": 340,
-    "V3DFitSplat": 600,
-    "V3DFitNeuS": 600,
-    "V3DSampleOrbit": 600,
-    "V3DEnvironment": 300,
+OPEN = {  # panels that have their room: without this they look for themselves (web/v3d_nodes.js)
+    "v3d_cameras_open": ("V3DOrbitCameras",),
+    "v3d_orbit_open": (
+        "V3DLoadViews",
+        "V3DPosedViews",
+        "V3DFitSplat",
+        "V3DFitNeuS",
+        "V3DSampleOrbit",
+        "V3DRenderSplat",
+    ),
 }
-PANEL = 280  # px that a node of the pack grows by for its player, or for the panel of its fit
-PANELS = (
-    "V3DLoadViews",
-    "V3DPosedViews",
-    "V3DFitSplat",
-    "V3DFitNeuS",
-    "V3DSampleOrbit",
-    "V3DOrbitCameras",
-    "V3DRenderSplat",
-)
 MARGIN, HEAD = 20, 70  # px of a group around its nodes, and above them with its title
 
 
@@ -96,9 +130,7 @@ def place(
     """Nodes by number in the front end's form, and links as lists; the first column at `left`."""
     columns = range(1 + max(node.column for node in graph.values()))
     width = {
-        column: max(
-            WIDTHS.get(node.kind, WIDTH) for node in graph.values() if node.column == column
-        )
+        column: max(SIZES[node.kind].width for node in graph.values() if node.column == column)
         for column in columns
     }
     lefts = {}
@@ -110,14 +142,11 @@ def place(
         kind, column, info = node.kind, node.column, object_info[node.kind]
         top = max(bottom[column], node.top)
         widgets, inputs = widget_values(info, dict(node.values)), slots(info)
-        rows = max(sum("widget" not in slot for slot in inputs), len(info["output"]))
-        natural = rows * SLOT_PX + len(widgets) * WIDGET_PX + FOOT_PX
-        height = max(HEIGHTS.get(kind, 0), natural)
         nodes[number] = {
             "id": number,
             "type": kind,
             "pos": [lefts[column], top],
-            "size": [WIDTHS.get(kind, WIDTH), height],
+            "size": [SIZES[kind].width, SIZES[kind].height],
             "flags": {},
             "order": order,
             "mode": 0,
@@ -129,14 +158,16 @@ def place(
             "properties": {
                 "cnr_id": PACK_ID if kind.startswith("V3D") else "comfy-core",
                 "Node name for S&R": kind,
+                **{name: True for name, kinds in OPEN.items() if kind in kinds},
             },
             "widgets_values": widgets,
         }
         if node.title:
             nodes[number]["title"] = node.title
-        if kind in MODELS:
-            nodes[number]["properties"]["models"] = MODELS[kind]
-        bottom[column] = top + height + GAP + PANEL * (kind in PANELS)
+        asked = [model for model in MODELS.get(kind, ()) if model["name"] in node.values.values()]
+        if asked:
+            nodes[number]["properties"]["models"] = asked
+        bottom[column] = top + SIZES[kind].grown + GAP
     for target, node in graph.items():
         for name, (source, output) in node.links.items():
             slot = [slot["name"] for slot in nodes[target]["inputs"]].index(name)
@@ -148,15 +179,16 @@ def place(
     return nodes, links
 
 
-def box(node: dict, panel: bool = True) -> tuple[float, float, float, float]:
-    """Left, top, right and bottom of a node with its title, and with room for its panel."""
+def box(node: dict) -> tuple[float, float, float, float]:
+    """Left, top, right and bottom of a node with its title, as it is after a run."""
     (x, y), (width, height) = node["pos"], node["size"]
-    below = PANEL if panel and node["type"] in PANELS else 0
-    return x, y - TITLE_PX, x + width, y + height + below
+    if node["type"] in SIZES:
+        height = max(height, SIZES[node["type"]].grown)
+    return x, y - TITLE_PX, x + width, y + height
 
 
 def group_around(title: str, colour: str, nodes: list[dict]) -> dict:
-    """A group that holds nodes and the room of their panels."""
+    """A group that holds nodes, also when a run has made them grow."""
     lefts, tops, rights, bottoms = zip(*map(box, nodes))
     x, y = min(lefts) - MARGIN, min(tops) + TITLE_PX - HEAD
     size = [max(rights) + MARGIN - x, max(bottoms) + MARGIN - y]
@@ -209,7 +241,7 @@ def _segments_cross(a, b, c, d) -> bool:
 
 
 def hidden(nodes: dict[int, dict], links: list) -> list[tuple[int, int]]:
-    """Links, by number, that pass behind a node or its panel, and that node."""
+    """Links, by number, that pass behind a node, and that node."""
     found = []
     for link in links:
         points = curve(link, nodes)
@@ -221,7 +253,7 @@ def hidden(nodes: dict[int, dict], links: list) -> list[tuple[int, int]]:
 
 
 def overlaps(nodes: dict[int, dict]) -> list[tuple[int, int]]:
-    """Pairs of nodes that lie on each other, or would when a panel opens."""
+    """Pairs of nodes that lie on each other, or will after a run."""
     pairs = itertools.combinations(nodes.items(), 2)
     found = []
     for (one, first), (other, second) in pairs:

@@ -8,7 +8,10 @@ Widget values are stored by position, so run this again whenever a schema change
 from __future__ import annotations
 
 import json
+import math
+import re
 import sys
+import textwrap
 import urllib.request
 from pathlib import Path
 
@@ -25,14 +28,25 @@ from graph_layout import (
 from workflow_graphs import TEMPLATES, Template
 
 REPOSITORY = Path(__file__).resolve().parents[3]
-NOTE_WIDTH, NOTE_LINE_PX, NOTE_COLUMN_PX = 420, 20, 7.2
+NOTE_WIDTH = 420
+# of a note as the front end shows its Markdown: the node's edges, and what a character takes
+NOTE_EDGE_PX, NOTE_INDENT_PX, NOTE_CHARACTER_PX, NOTE_LINE_PX = 28, 32, 6.8, 22.4
 
 
 def note_size(note: str, width: int) -> list[int]:
     """Size that shows a note without scrolling."""
-    columns = int(width / NOTE_COLUMN_PX)
-    lines = sum(1 + len(line) // columns for line in note.splitlines() if line)
-    return [width, 80 + NOTE_LINE_PX * lines]
+    height, inside = NOTE_EDGE_PX, width - NOTE_EDGE_PX
+    for line in filter(None, note.splitlines()):
+        text = re.sub(r"\]\([^)]*\)|[*\[#]", "", line).replace("`", "``")  # code has a frame
+        room = inside - NOTE_INDENT_PX if line.startswith("* ") else inside
+        rows = len(textwrap.wrap(text, int(room / NOTE_CHARACTER_PX)))
+        if line.startswith("## "):
+            height += 45
+        elif line.startswith("### "):
+            height += 74
+        else:
+            height += rows * NOTE_LINE_PX + 8
+    return [width, math.ceil(height)]
 
 
 def make_workflow(template: Template, object_info: dict) -> dict:
@@ -52,7 +66,7 @@ def make_workflow(template: Template, object_info: dict) -> dict:
         "id": note_id,
         "type": "MarkdownNote",
         "pos": [0, 0],
-        "size": note_size(template.note, width),
+        "size": note_size(template.note, int(width)),
         "flags": {},
         "order": 0,
         "mode": 0,
