@@ -471,8 +471,8 @@ def test_only_files_that_are_there_are_choices_so_that_the_front_end_offers_the_
 ):
     use_as_checkpoints(tmp_path, monkeypatch)
     inputs = pack("nodes.models").V3DLoadModel.define_schema().get_v1_info(None).input["required"]
-    assert inputs["model_name"][1]["options"] == []
-    assert inputs["model_name"][1]["default"] == "V3D.ckpt"
+    assert inputs["model_name"][1]["options"] == ["V3D-nano (bundled)"]  # comes with the pack
+    assert inputs["model_name"][1]["default"] == "V3D-nano (bundled)"
     assert inputs["clip_vision_name"][1]["options"] == ["auto"]
 
 
