@@ -120,6 +120,42 @@ def test_the_host_s_frames_are_those_of_the_command_line(loaded):
     assert (sampled.frames - frames.cpu()).abs().max() < 2e-3
 
 
+def test_core_s_sampler_makes_the_same_orbit_of_a_picture_of_another_size(server):
+    models = {"clip_vision": ["1", 1], "vae": ["1", 2]}
+    steps, seed, scale = 3, 4, 1.5
+    guidance = {"guidance": "constant", "scale": scale, "min_scale": 1.0, "decode_frames": 0}
+    ksampler = {"sampler_name": "euler", "scheduler": "karras", "cfg": scale, "denoise": 1.0}
+    picked = {"batch_index": 0, "length": 1}
+    conditioned = {"positive": ["4", 0], "negative": ["4", 1], "latent_image": ["4", 2]}
+    prompt = {
+        "1": node("V3DLoadModel", **LOADER),
+        "2": node("V3DLoadViews", folder=FOLDER, split="train"),
+        "3": node("ImageFromBatch", image=["2", 1], **picked),  # 256 px
+        "4": node("V3DConditioning", **models, image=["3", 0], seed=seed, **NUMBERS),
+        "5": node("KSampler", model=["1", 0], seed=seed, steps=steps, **conditioned, **ksampler),
+        "6": node("VAEDecode", samples=["5", 0], vae=["1", 2]),
+        "7": node("PreviewImage", images=["6", 0]),
+        "8": node(
+            "V3DSampleOrbit",
+            model=["1", 0],
+            **models,
+            image=["3", 0],
+            seed=seed,
+            steps=steps,
+            **guidance,
+            **NUMBERS,
+        ),
+        "9": node("PreviewImage", images=["8", 0]),
+    }
+    run = server.run(prompt, timeout_s=900)
+    assert run.ended == "execution_success", run.error
+    pairs = zip(run.outputs["7"]["images"], run.outputs["9"]["images"], strict=True)
+    for core, ours in pairs:
+        pictures = picture(server, core), picture(server, ours)
+        assert pictures[0].shape == (SIZE, SIZE, 3)
+        assert np.abs(pictures[0] - pictures[1]).max() <= 1.01 / 255
+
+
 def test_nothing_of_the_template_has_to_be_downloaded():
     workflow = json.loads((REPOSITORY / "workflows" / "try_it_now.json").read_text())
     assert not [entry for entry in workflow["nodes"] if "models" in entry["properties"]]
