@@ -62,8 +62,9 @@ UNET = UNetShape(
     res_blocks=1,
     context_channels=64,
 )
-VAE = VaeShape(channels=32, channel_mult=(1, 2, 2, 2))
-CLIP = ClipShape(width=80, layers=4, mlp_width=320, projection=64)
+# its norms have 32 groups: with one channel in each, colours would be normalised away
+VAE = VaeShape(channels=64, channel_mult=(1, 1, 1, 1))
+CLIP = ClipShape(width=80, layers=4, mlp_width=256, projection=64)
 
 
 @dataclass(frozen=True)
@@ -202,7 +203,14 @@ class Recipe:
         encoder = new_image_encoder(self.config.clip, config.seed).to(self.device)
         if self.config.compiled:
             compile_blocks(unet)
-        trainer = OrbitTrainer(unet, encoder, config, world=processes.world, rank=processes.rank)
+        trainer = OrbitTrainer(
+            unet,
+            encoder,
+            config,
+            world=processes.world,
+            rank=processes.rank,
+            captured=self.device.type == "cuda",
+        )
         load_progress(self.folder / ORBITS, trainer)
         start = saved = time.perf_counter()
         losses: list[Tensor] = []

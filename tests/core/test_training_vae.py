@@ -11,7 +11,13 @@ from v3d_core.diffusion.checkpoint import read_part
 from v3d_core.diffusion.conditioning import LATENT_SCALE
 from v3d_core.diffusion.layout import VaeShape
 from v3d_core.diffusion.training_autoencoder import PictureClips, trained_autoencoder
-from v3d_core.diffusion.training_vae import VaeTrainConfig, VaeTrainer, normalise_latents, vae_loss
+from v3d_core.diffusion.training_vae import (
+    VaeTrainConfig,
+    VaeTrainer,
+    normalise_latents,
+    thumbnail_loss,
+    vae_loss,
+)
 
 pytest.importorskip("diffusers")
 
@@ -43,6 +49,24 @@ class Plain(nn.Module):
     def decode(self, sample, indicator, frames):
         self.sample, self.indicator, self.frames = sample, indicator, frames
         return self.made
+
+
+def test_thumbnails_are_the_means_of_the_picture_in_the_scale_of_latents():
+    pictures = torch.rand(2, 3, 16, 24, generator=seeded()) * 2 - 1
+    small = pictures.unflatten(3, (3, 8)).unflatten(2, (2, 8)).mean(dim=(3, 5))
+    fourth = torch.randn(2, 1, 2, 3, generator=seeded(1))  # free for anything else
+    mean = torch.cat([small / LATENT_SCALE, fourth], 1)
+    assert float(thumbnail_loss(mean, pictures)) < 1e-12
+    off = mean + 0.5 / LATENT_SCALE
+    torch.testing.assert_close(thumbnail_loss(off, pictures), torch.tensor(0.25))
+
+
+def test_thumbnails_count_less_and_less_until_half_way():
+    trainer = VaeTrainer(nn.Linear(1, 1), replace(CONFIG, steps=8, thumbnail_weight=2.0))
+    weights = []
+    for trainer.step in range(8):
+        weights.append(trainer.thumbnail_weight())
+    assert weights == [2.0, 1.5, 1.0, 0.5, 0.0, 0.0, 0.0, 0.0]
 
 
 def test_the_loss_of_a_perfect_one_is_its_distance_from_unit_noise():

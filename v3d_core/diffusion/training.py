@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from .conditioning import ConditioningConfig, clip_pixels
+from .training_capture import CapturedBackward
 from .training_loss import NoiseConfig, NoiseDraw, draw_noise, orbit_loss
 from .training_processes import average_gradients
 
@@ -105,6 +106,8 @@ class OrbitTrainer:
         trained: The parameters that learn; None is all of both networks.
         world: Number of processes that share a batch (torch.distributed is initialised then).
         rank: Which of them this is.
+        captured: Whether a step's work is replayed as a CUDA graph; batches must not be worked off
+            in parts then.
     """
 
     def __init__(
@@ -115,7 +118,12 @@ class OrbitTrainer:
         trained: Iterable[nn.Parameter] | None = None,
         world: int = 1,
         rank: int = 0,
+        captured: bool = False,
     ) -> None:
+        if captured and config.accumulate > 1:
+            raise ValueError(
+                f"a captured step takes a batch at once; accumulate is {config.accumulate}, not 1"
+            )
         if config.batch_size % (config.accumulate * world):
             raise ValueError(
                 f"a batch of {config.batch_size} orbits does not split among {world} processes "
@@ -123,6 +131,8 @@ class OrbitTrainer:
             )
         self.unet, self.image_encoder, self.config = unet, image_encoder, config
         self.world, self.rank = world, rank
+        self.captured = captured
+        self._replay: CapturedBackward | None = None
         self.step = 0
         networks = [unet] + ([image_encoder] if image_encoder is not None else [])
         if trained is None:
@@ -162,16 +172,15 @@ class OrbitTrainer:
             if draw is None:
                 shape = torch.Size((config.batch_size, *batch.latents.shape[1:]))
                 draw = draw_noise(shape, config.noise, generator)
-            loss = self.loss(batch, draw.part(part)).mean() / config.accumulate
-            loss.backward()
-            total += loss.detach()
+            total += self._learn(batch, draw.part(part))
         if self.world > 1:
             average_gradients(self.parameters, self.world)
         for group in self.optimiser.param_groups:
             group["lr"] = config.rate(self.step)
         self.gradient_norm = nn.utils.clip_grad_norm_(self.parameters, config.clip_gradient)
         self.optimiser.step()
-        self.optimiser.zero_grad(set_to_none=True)
+        if not self.captured:
+            self.optimiser.zero_grad(set_to_none=True)
         self.step += 1
         if self.average:
             # the average of a young run forgets faster, or it would keep the random start
@@ -180,16 +189,30 @@ class OrbitTrainer:
             torch._foreach_lerp_(self.average, weights, 1 - decay)  # pyright: ignore
         return total
 
+    def _learn(self, batch: OrbitBatch, draw: NoiseDraw) -> Tensor:  # []
+        """Add the gradients of some orbits; their share of the loss."""
+        inputs = (batch.latents, self.picture_inputs(batch), *draw)
+        if not self.captured:
+            return self._backward(*inputs)
+        if self._replay is None:
+            self._replay = CapturedBackward(self._backward, self.parameters, inputs)
+        return self._replay(*inputs)
+
+    def _backward(self, latents: Tensor, picture: Tensor, *draw: Tensor) -> Tensor:
+        loss = self._loss(latents, picture, NoiseDraw(*draw)).mean() / self.config.accumulate
+        loss.backward()
+        return loss.detach()
+
     def loss(self, batch: OrbitBatch, draw: NoiseDraw) -> Tensor:  # [B]
         """The loss of each orbit of a batch."""
+        return self._loss(batch.latents, self.picture_inputs(batch), draw)
+
+    def _loss(self, latents: Tensor, picture: Tensor, draw: NoiseDraw) -> Tensor:  # [B]
+        config = self.config
         with self.arithmetic():
+            token = self._token(picture)
             return orbit_loss(
-                self.unet,
-                batch.latents,
-                self.tokens(batch),
-                draw,
-                self.config.fps_id,
-                self.config.motion_bucket_id,
+                self.unet, latents, token, draw, config.fps_id, config.motion_bucket_id
             )
 
     def arithmetic(self) -> AbstractContextManager[object]:
@@ -197,16 +220,25 @@ class OrbitTrainer:
         half = self.config.precision == "bfloat16"
         return torch.autocast(self.device.type, torch.bfloat16) if half else nullcontext()
 
-    def tokens(self, batch: OrbitBatch) -> Tensor:  # [B, 1, C]
-        """What the UNet is told of the pictures: given, or from the encoder that learns."""
+    def picture_inputs(self, batch: OrbitBatch) -> Tensor:
+        """What a batch has of its pictures: tokens [B, C], or pixels for the encoder that learns."""
         if self.image_encoder is None:
             if batch.tokens is None:
                 raise ValueError("the image encoder does not learn, so batches must have tokens")
-            return batch.tokens[:, None]
+            return batch.tokens
         if batch.pictures is None:
             raise ValueError("the image encoder learns, so batches must have pictures")
+        return clip_pixels(batch.pictures)
+
+    def _token(self, picture: Tensor) -> Tensor:  # [B, 1, C]
+        if self.image_encoder is None:
+            return picture[:, None]
         encoder: Any = self.image_encoder
-        return encoder(pixel_values=clip_pixels(batch.pictures)).image_embeds[:, None]
+        return encoder(pixel_values=picture).image_embeds[:, None]
+
+    def tokens(self, batch: OrbitBatch) -> Tensor:  # [B, 1, C]
+        """What the UNet is told of the pictures: given, or from the encoder that learns."""
+        return self._token(self.picture_inputs(batch))
 
     def swap_average(self) -> None:
         """Exchange weights and their moving averages; calling it twice changes nothing.

@@ -73,7 +73,8 @@ def trained_autoencoder(
     """
     path = folder / VAE_FILE
     if not path.exists():
-        trainer = VaeTrainer(new_vae(shape, config.seed).to(device), config)
+        captured = device.type == "cuda"  # its kernels are small
+        trainer = VaeTrainer(new_vae(shape, config.seed).to(device), config, captured)
         load_progress(folder, trainer)
         clips = PictureClips(pictures, device)
         while trainer.step < config.steps:

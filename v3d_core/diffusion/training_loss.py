@@ -6,8 +6,8 @@ V3D never released its training code; noise, weights and dropout here are those 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -36,8 +36,7 @@ class NoiseConfig:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
 
 
-@dataclass(frozen=True)
-class NoiseDraw:
+class NoiseDraw(NamedTuple):
     """The random numbers of one batch of B orbits.
 
     Attributes:
@@ -58,7 +57,7 @@ class NoiseDraw:
 
     def part(self, orbits: slice) -> NoiseDraw:
         """Those of some orbits of the batch."""
-        return NoiseDraw(**{f.name: getattr(self, f.name)[orbits] for f in fields(self)})
+        return NoiseDraw(*(tensor[orbits] for tensor in self))
 
 
 def draw_noise(shape: torch.Size, config: NoiseConfig, generator: torch.Generator) -> NoiseDraw:

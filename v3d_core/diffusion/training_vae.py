@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .conditioning import LATENT_SCALE, LOGVAR_RANGE
+from .training_capture import CapturedBackward
 
 
 @dataclass(frozen=True)
@@ -25,12 +26,35 @@ class VaeTrainConfig:
     kl_weight: float = 1e-6  # Rombach et al. 2022, autoencoder_kl; against sums over a picture
     l1_weight: float = 0.1  # of the absolute error
     edge_weight: float = 0.1  # of the differences between neighbouring pixels, for sharp outlines
+    thumbnail_weight: float = 1.0  # at the start, see `thumbnail_loss`; our measurement
+    thumbnail_share: float = 0.5  # of the steps, over which that weight falls to 0
     clip_gradient: float = 1.0
     ema_decay: float = 0.999
     seed: int = 0
 
 
-def vae_loss(vae: Any, pictures: Tensor, config: VaeTrainConfig, noise: Tensor) -> Tensor:  # []
+def thumbnail_loss(mean: Tensor, pictures: Tensor) -> Tensor:  # []
+    """Squared error of the first three latents, scaled, against the picture made small.
+
+    A random autoencoder finds brightness, then one colour axis, and needs very long for the others:
+    each waits until the decoder reads what the encoder does not write yet. Started as thumbnails the
+    latents have all colours at once.
+
+    Args:
+        mean: Posterior means. [N, 4, s, s]
+        pictures: In [-1, 1]. [N, 3, S, S]
+    """
+    small = nn.functional.interpolate(pictures, size=mean.shape[2:], mode="area")
+    return (mean[:, :3] * LATENT_SCALE - small).square().mean()
+
+
+def vae_loss(
+    vae: Any,
+    pictures: Tensor,
+    config: VaeTrainConfig,
+    noise: Tensor,
+    thumbnail_weight: Tensor | float = 0.0,
+) -> Tensor:  # []
     """Reconstruction, edges and the distance of the latents from unit noise.
 
     Args:
@@ -38,6 +62,7 @@ def vae_loss(vae: Any, pictures: Tensor, config: VaeTrainConfig, noise: Tensor) 
         pictures: Clips in [-1, 1]. [B, T, 3, S, S]
         config: Weights.
         noise: Unit noise of the posterior's samples. [B * T, 4, s, s]
+        thumbnail_weight: Of `thumbnail_loss`.
     """
     frames = pictures.shape[1]
     flat = pictures.flatten(0, 1)
@@ -47,6 +72,7 @@ def vae_loss(vae: Any, pictures: Tensor, config: VaeTrainConfig, noise: Tensor) 
     indicator = torch.zeros(len(pictures), frames, device=flat.device)
     made = vae.decoder(sample, indicator, frames).float()
     error = made - flat
+    thumbnail = thumbnail_loss(mean, flat)
     across = (error[..., 1:] - error[..., :-1]).abs().mean()
     down = (error[..., 1:, :] - error[..., :-1, :]).abs().mean()
     # of the latents as the UNet sees them, or the loss would pull their scale away from SVD's
@@ -59,14 +85,17 @@ def vae_loss(vae: Any, pictures: Tensor, config: VaeTrainConfig, noise: Tensor) 
         + config.l1_weight * error.abs().mean()
         + config.edge_weight * (across + down)
         + config.kl_weight * kl / values
+        + thumbnail_weight * thumbnail
     )
 
 
 class VaeTrainer:
     """The autoencoder, its optimiser and the moving average of its weights."""
 
-    def __init__(self, vae: nn.Module, config: VaeTrainConfig) -> None:
+    def __init__(self, vae: nn.Module, config: VaeTrainConfig, captured: bool = False) -> None:
         self.vae, self.config, self.step = vae, config, 0
+        self.captured = captured  # whether a step's work is replayed as a CUDA graph
+        self._replay: CapturedBackward | None = None
         self.parameters = [p for p in vae.parameters() if p.requires_grad]
         self.device = self.parameters[0].device
         self.average = [p.detach().clone() for p in self.parameters]
@@ -81,6 +110,12 @@ class VaeTrainer:
         turn = torch.tensor(self.step / config.steps * torch.pi / 2)
         return config.learning_rate * min(1.0, rise) * float(turn.cos())
 
+    def thumbnail_weight(self) -> float:
+        """Weight of `thumbnail_loss` in the next step."""
+        config = self.config
+        done = self.step / (config.steps * config.thumbnail_share)
+        return config.thumbnail_weight * max(0.0, 1.0 - done)
+
     def update(self, clips: Callable[[int, int, torch.Generator], Tensor]) -> Tensor:  # []
         """One step on `clips(count, frames, generator)`: pictures in [-1, 1] [B, T, 3, S, S]."""
         config = self.config
@@ -92,18 +127,26 @@ class VaeTrainer:
             generator=generator,
             device=self.device,
         )
-        with torch.autocast(self.device.type, torch.bfloat16, self.device.type == "cuda"):
-            loss = vae_loss(self.vae, pictures, config, noise)
-        loss.backward()
+        inputs = (pictures, noise, torch.tensor(self.thumbnail_weight(), device=self.device))
+        if self.captured and self._replay is None:
+            self._replay = CapturedBackward(self._backward, self.parameters, inputs)
+        loss = (self._replay or self._backward)(*inputs)
         for group in self.optimiser.param_groups:
             group["lr"] = self.rate()
         nn.utils.clip_grad_norm_(self.parameters, config.clip_gradient)
         self.optimiser.step()
-        self.optimiser.zero_grad(set_to_none=True)
+        if not self.captured:
+            self.optimiser.zero_grad(set_to_none=True)
         self.step += 1
         decay = min(config.ema_decay, (1 + self.step) / (10 + self.step))
         weights = [p.detach() for p in self.parameters]
         torch._foreach_lerp_(self.average, weights, 1 - decay)  # pyright: ignore
+        return loss
+
+    def _backward(self, pictures: Tensor, noise: Tensor, thumbnail: Tensor) -> Tensor:  # []
+        with torch.autocast(self.device.type, torch.bfloat16, self.device.type == "cuda"):
+            loss = vae_loss(self.vae, pictures, self.config, noise, thumbnail)
+        loss.backward()
         return loss.detach()
 
     def take_average(self) -> None:
