@@ -3,7 +3,7 @@
     .venv-comfy/bin/pip install playwright
     V3D_TEST_BROWSER=1 python tests/nodes/comfy_env.py --test -k test_browser
 
-All other runs skip them: they take a quarter of an hour on two busy cores. Chromium is the one in CHROMIUM,
+All other runs skip them: they take twenty minutes on two busy cores. Chromium is the one in CHROMIUM,
 that of the system, or playwright's own (`playwright install chromium`).
 """
 
@@ -48,7 +48,7 @@ RENDERINGS = {"classic": False, "vue": True}
 def chromium():
     """A browser; closed after each module, because its event loop forbids another one."""
     if not os.environ.get("V3D_TEST_BROWSER"):
-        pytest.skip("V3D_TEST_BROWSER=1 runs the tests in a browser (a quarter of an hour)")
+        pytest.skip("V3D_TEST_BROWSER=1 runs the tests in a browser (twenty minutes)")
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     names = ("chromium", "chromium-browser", "google-chrome")
     path = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, names)), None)
