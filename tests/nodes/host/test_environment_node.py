@@ -8,7 +8,11 @@ def report(server, **inputs):
     run = server.run({"1": node("V3DEnvironment", **inputs)})
     assert run.ended == "execution_success", run.error
     (text,) = run.outputs["1"]["text"]
-    assert text in run.texts[-1]  # under the node, with the node's own progress text
+    # under the node as Markdown: every line of its own, items with bullets
+    shown = [line.removeprefix("• ").rstrip() for line in run.texts[-1].splitlines()]
+    lines = [line.strip() for line in text.splitlines()]
+    assert "\n".join(lines) in "\n".join(shown)
+    assert all(line.endswith("  ") for line in run.texts[-1].splitlines())
     return text
 
 
