@@ -251,7 +251,7 @@ def chosen_orbit_config(
     options: argparse.Namespace, trained: TrainedFor | None = None
 ) -> OrbitConfig:
     """The settings of an orbit with the options that were given."""
-    suits = Guidance().scale if trained is None else trained.scale
+    suits = Guidance().scale if trained is None or trained.scale is None else trained.scale
     scale = suits if options.scale is None else options.scale
     return OrbitConfig(
         SamplerConfig(steps=options.steps),

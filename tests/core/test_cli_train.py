@@ -12,6 +12,7 @@ from small_training import write_orbits
 from v3d_core import backends
 from v3d_core.cli import main
 from v3d_core.diffusion import training_run
+from v3d_core.diffusion.bundled import trained_for
 from v3d_core.diffusion.checkpoint import read_part, require_part
 from v3d_core.diffusion.lora import read_lora
 from v3d_core.diffusion.model_files import find_model
@@ -246,6 +247,8 @@ def test_from_scratch_all_three_networks_learn_and_a_stop_changes_nothing(data, 
     assert report["settings"]["training"]["noise"]["log_sigma_mean"] == 0.5
     assert parts.clip.shape.projection == 8 and parts.unet.shape.channel_mult == (1, 1)
     assert "validation_psnr" in log_of(tmp_path / "run")[-1]
+    trained = trained_for(tmp_path / "run" / "model.safetensors")
+    assert trained is not None and trained.size == 64  # of its frames: v3d sample takes it
 
     halves = tmp_path / "halves"
     for seconds in (0, 0, 0):  # the autoencoder's two steps, and then the UNet's turn

@@ -1,5 +1,6 @@
 """V3D-nano: the bundled weights, what is chosen for them, and the demo that they carry."""
 
+import dataclasses
 import functools
 import hashlib
 import json
@@ -9,12 +10,13 @@ import pytest
 import torch
 from PIL import Image
 
-from v3d_core import cli, cli_generate, demo_picture, nano, reconstruct
+from v3d_core import cli, cli_generate, demo_picture, reconstruct
 from v3d_core.diffusion.bundled import (
     CARD,
     NANO_FILE,
     NANO_SCALE,
     NANO_SHA256,
+    TRAINING_CARD,
     TrainedFor,
     nano_file,
     trained_for,
@@ -56,7 +58,11 @@ def test_the_weights_are_those_whose_hash_is_recorded():
 def test_one_file_has_all_three_networks_in_v3d_s_naming(parts):
     assert {getattr(parts, kind).path for kind in KINDS} == {NANO_FILE}
     assert {getattr(parts, kind).naming for kind in KINDS} == {"sgm"}
-    assert (parts.unet.shape, parts.vae.shape, parts.clip.shape) == (nano.UNET, nano.VAE, nano.CLIP)
+    with open_weights(NANO_FILE) as file:
+        recipe = json.loads(file.metadata[CARD])["recipe"]
+    for kind in KINDS:  # the widths that it was trained with, today's recipe may have others
+        shape = dataclasses.asdict(getattr(parts, kind).shape)
+        assert json.loads(json.dumps(shape)) == recipe[kind], kind
 
 
 def test_the_card_says_what_the_weights_were_trained_on():
@@ -91,6 +97,15 @@ def test_files_without_a_card_and_damaged_cards(tmp_path, tiny):
         write_safetensors(path, one, layout, {CARD: text})
         with pytest.raises(CheckpointError, match="damaged"):
             trained_for(path)
+    for text, expected in (
+        ('{"size": 64}', TrainedFor("card.safetensors", 64, None)),
+        ('{"settings": {}}', None),  # fine-tuned: V3D's numbers hold
+    ):
+        write_safetensors(path, one, layout, {TRAINING_CARD: text})
+        assert trained_for(path) == expected
+    write_safetensors(path, one, layout, {TRAINING_CARD: "[]"})
+    with pytest.raises(CheckpointError, match="'v3d_training' is damaged"):
+        trained_for(path)
 
 
 def chosen(*more):
@@ -122,6 +137,7 @@ def test_a_model_that_is_not_named_is_asked_for_and_nano_offered(capsys, monkeyp
 def test_advice_names_both_numbers():
     trained = TrainedFor("X", 128, 1.5)
     assert trained.advice(128, Guidance(scale=1.5)) == []
+    assert TrainedFor("X", 128, None).advice(128, Guidance(scale=3.5)) == []
     size, scale = trained.advice(512, Guidance(scale=3.5))
     assert "128" in size and "512" in size and "1.5" in scale and "3.5" in scale
 

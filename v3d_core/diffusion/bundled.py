@@ -15,6 +15,7 @@ NANO_FILE = Path(__file__).resolve().parents[1] / "data" / "v3d_nano.safetensors
 NANO_SHA256 = "bc3ae5412411403ff11cf033ebe6c2cee80979e32bb67b0a49121270d4e3cea9"
 NANO_SCALE = 1.5  # guidance; see docs/nano.md
 CARD = "v3d_nano"  # entry of the metadata, JSON; `v3d convert` keeps it
+TRAINING_CARD = "v3d_training"  # the same of models that `v3d train` made
 
 
 @dataclass(frozen=True)
@@ -24,19 +25,19 @@ class TrainedFor:
     Attributes:
         name: What the model is called in messages.
         size: Side of its frames, px.
-        scale: Guidance that suits it.
+        scale: Guidance that suits it; None where nobody tried.
     """
 
     name: str
     size: int
-    scale: float
+    scale: float | None
 
     def advice(self, size: int, guidance: Guidance) -> list[str]:
         """A sentence for each setting that the model was not made for."""
         said = []
         if size != self.size:
             said.append(f"{self.name} makes frames of {self.size} px, not of {size} px.")
-        if guidance.scale != self.scale:
+        if self.scale is not None and guidance.scale != self.scale:
             said.append(
                 f"{self.name} is made for a guidance scale of {self.scale:g}; {guidance.scale:g} "
                 "gives worse colours and shapes."
@@ -63,11 +64,16 @@ def trained_for(path: Path) -> TrainedFor | None:
     if path.suffix.lower() != ".safetensors":
         return None
     with open_weights(path) as file:
-        text = file.metadata.get(CARD)
-    if text is None:
-        return None
+        cards = {
+            name: file.metadata[name] for name in (CARD, TRAINING_CARD) if name in file.metadata
+        }
     try:
-        size = int(json.loads(text)["recipe"]["size"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path}: its entry {CARD!r} is damaged ({error})") from error
-    return TrainedFor("V3D-nano", size, NANO_SCALE)
+        said = {name: json.loads(text) for name, text in cards.items()}
+        if CARD in said:
+            return TrainedFor("V3D-nano", int(said[CARD]["recipe"]["size"]), NANO_SCALE)
+        size = said.get(TRAINING_CARD, {}).get("size")  # fine-tuned models have none: V3D's numbers
+        return None if size is None else TrainedFor(path.name, int(size), None)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f"{path}: its entry {' or '.join(map(repr, cards))} is damaged ({error})"
+        ) from error

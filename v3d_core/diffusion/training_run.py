@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ..backends import load_lpips
 from ..progress import Progress, silent
+from .bundled import TRAINING_CARD
 from .checkpoint import ModelPart, require_part
 from .layout import UNetShape
 from .lora import Lora, merged_unet, write_lora
@@ -313,7 +314,10 @@ class TrainingRun:
     ) -> dict[str, Path]:
         """The finished weights: a LoRA, and a whole model where one was trained or asked for."""
         files: dict[str, Path] = {}
-        card = {"v3d_training": json.dumps({"settings": self.settings, "based_on": self.based_on})}
+        said: dict[str, Any] = {"settings": self.settings, "based_on": self.based_on}
+        if isinstance(self.start, Scratch):
+            said["size"] = self.data.train[0].shape[1]  # a small model knows no other
+        card = {TRAINING_CARD: json.dumps(said)}
         trainer.swap_average()
         unet: Weights = trainer.unet
         if lora is not None:
