@@ -76,8 +76,10 @@ class NanoConfig:
     clip: ClipShape = CLIP
     size: int = 128  # px
     objects: int = 8192  # seeds first_seed, first_seed + 1, ...
+    autoencoder_objects: int = 16384  # of these, how many the autoencoder learns from at most
     first_seed: int = 1_000_000  # validation objects have seeds below, see VALIDATION_SEEDS
     compiled: bool = False  # the UNet's blocks
+    graph: bool = True  # steps on CUDA are replayed as CUDA graphs
     autoencoder: VaeTrainConfig = field(default_factory=VaeTrainConfig)
     training: TrainConfig = field(
         default_factory=lambda: TrainConfig(
@@ -156,19 +158,23 @@ class Recipe:
         return made
 
     def latents(self, pictures: Tensor) -> Tensor:  # [N, T, 4, s, s] float16
-        """The encoded orbits, from the folder or from the first process now."""
-        path, start = self.folder / "latents.npy", time.perf_counter()
-        if self.processes.first and not path.exists():
-            vae = self.trained_vae()
-            assert vae is not None
-            _save_array(path, encode_latents(vae, pictures))
-            self.say(f"encoded in {time.perf_counter() - start:.1f} s")
+        """The encoded orbits, from the folder; the processes encode what is missing."""
+        start, vae = time.perf_counter(), self.trained_vae()
+        paths = []
+        for index, part in enumerate(pictures.split(OBJECTS_PER_FILE)):
+            first = self.config.first_seed + index * OBJECTS_PER_FILE
+            path = self.folder / f"latents_{first}_{len(part)}.npy"
+            paths.append(path)
+            if index % self.processes.world == self.processes.rank and not path.exists():
+                _save_array(path, encode_latents(vae, part))
         self.processes.wait()
-        return torch.from_numpy(np.load(path)).to(self.device)
+        self.say(f"latents after {time.perf_counter() - start:.1f} s")
+        return torch.cat([torch.from_numpy(np.load(path)) for path in paths]).to(self.device)
 
     def autoencoder(self, pictures: Tensor, seconds: float = math.inf) -> bool:
         """Train it in the first process; False when the time ran out before its last step."""
         config, start = self.config.autoencoder, time.perf_counter()
+        pictures = pictures[: self.config.autoencoder_objects]
         losses: list[Tensor] = []
 
         def log(step: int, loss: Tensor) -> None:
@@ -188,6 +194,7 @@ class Recipe:
             SAVED_EVERY,
             log,
             lambda: time.perf_counter() - start > seconds,
+            graph=self.config.graph,
         )
         return not self.processes.any(unfinished)
 
@@ -209,7 +216,7 @@ class Recipe:
             config,
             world=processes.world,
             rank=processes.rank,
-            captured=self.device.type == "cuda",
+            captured=self.config.graph and self.device.type == "cuda",
         )
         load_progress(self.folder / ORBITS, trainer)
         start = saved = time.perf_counter()
@@ -260,17 +267,21 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=math.inf, help="stop training after these")
     parser.add_argument("--objects", type=int, default=NanoConfig.objects)
     parser.add_argument("--autoencoder-steps", type=int, default=VaeTrainConfig.steps)
+    parser.add_argument("--autoencoder-batch", type=int, default=VaeTrainConfig.batch_size)
     parser.add_argument("--steps", type=int, default=NanoConfig().training.steps)
     parser.add_argument("--batch-size", type=int, default=NanoConfig().training.batch_size)
     parser.add_argument("--learning-rate", type=float, default=NanoConfig().training.learning_rate)
     parser.add_argument("--compile", action="store_true", help="the UNet's blocks; CUDA only")
+    parser.add_argument("--no-graph", action="store_true", help="no CUDA graphs")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args()
     base = NanoConfig()
     config = replace(
         base,
         objects=options.objects,
-        autoencoder=replace(base.autoencoder, steps=options.autoencoder_steps),
+        autoencoder=replace(
+            base.autoencoder, steps=options.autoencoder_steps, batch_size=options.autoencoder_batch
+        ),
         training=replace(
             base.training,
             steps=options.steps,
@@ -278,7 +289,9 @@ def main() -> None:
             learning_rate=options.learning_rate,
         ),
         compiled=options.compile,
+        graph=not options.no_graph,
     )
+    torch.backends.cudnn.benchmark = True  # all steps have the same shapes
     with joined_processes(torch.device(options.device)) as (processes, device):
         recipe = Recipe(options.folder, config, device, processes)
         run(recipe, STAGES.index(options.until), options.seconds)

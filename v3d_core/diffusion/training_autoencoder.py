@@ -54,6 +54,7 @@ def trained_autoencoder(
     log: Callable[[int, Tensor], None] = lambda step, loss: None,
     stop: Callable[[], bool] = lambda: False,
     progress: Progress = silent,
+    graph: bool = True,
 ) -> ModelPart | None:
     """An autoencoder from the folder, or trained now; None when it was stopped before the end.
 
@@ -70,10 +71,11 @@ def trained_autoencoder(
         log: Told the loss of every step, as a tensor that may still be computed.
         stop: Asked after every step; the state is saved before this returns None.
         progress: Told after every step.
+        graph: Whether steps on CUDA, whose kernels are small, are replayed as a CUDA graph.
     """
     path = folder / VAE_FILE
     if not path.exists():
-        captured = device.type == "cuda"  # its kernels are small
+        captured = graph and device.type == "cuda"
         trainer = VaeTrainer(new_vae(shape, config.seed).to(device), config, captured)
         load_progress(folder, trainer)
         clips = PictureClips(pictures, device)

@@ -40,7 +40,8 @@ class CapturedBackward:
                 self._drop(parameters)
         torch.cuda.current_stream().wait_stream(side)
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
+        # other threads may go on: NCCL's watchdog asks for its events all the time
+        with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
             self._loss = backward(*self._inputs)
 
     def __call__(self, *inputs: Tensor) -> Tensor:  # []
