@@ -5,8 +5,9 @@
     torchrun --nproc-per-node 2 -m v3d_core.nano FOLDER
 
 Stages: orbits of procedural objects are rendered; an autoencoder with a temporal decoder learns
-their frames; the orbits are encoded; UNet and image encoder learn to make them; the averaged
-weights go into one file in V3D.ckpt's naming, with a card of what was done. Architecture, loss and
+their frames, in short clips; its decoder goes on learning, on whole orbits; the orbits are encoded;
+UNet and image encoder learn to make them; the averaged weights go into one file in V3D.ckpt's
+naming, with a card of what was done. Architecture, loss and
 sampling are V3D's; only the widths are smaller. Several processes share rendering and the batches
 of UNet and image encoder; the autoencoder is the first one's.
 """
@@ -30,7 +31,12 @@ from .cli_shared import say
 from .diffusion.checkpoint import require_part
 from .diffusion.layout import ClipShape, UNetShape, VaeShape
 from .diffusion.training import OrbitTrainer, TrainConfig
-from .diffusion.training_autoencoder import VAE_FILE, trained_autoencoder
+from .diffusion.training_autoencoder import (
+    VAE_FILE,
+    Watch,
+    trained_autoencoder,
+    whole_orbit_decoder,
+)
 from .diffusion.training_data import EncodedOrbits, encode_latents
 from .diffusion.training_loss import NoiseConfig
 from .diffusion.training_networks import (
@@ -46,13 +52,14 @@ from .formats.atomic import atomic_path
 from .training.objects import random_objects
 from .training.tracing import render_orbits
 
-STAGES = ("data", "autoencoder", "latents", "orbits", "export")
+STAGES = ("data", "autoencoder", "decoder", "latents", "orbits", "export")
 RENDERED_AT_ONCE = 64  # objects
 OBJECTS_PER_FILE = 1024
-SAVED_EVERY, SAID_EVERY = 1000, 250  # steps of the autoencoder
+SAVED_EVERY, SAID_EVERY = 1000, 250  # steps of the autoencoder and its decoder
 ASKED_EVERY = 50  # steps of UNet and image encoder, between looks at the clock
 SAVE_EVERY_S = 120.0
-AUTOENCODER, ORBITS, MODEL_FILE = "autoencoder", "orbits", "v3d_nano.safetensors"
+AUTOENCODER, DECODER, ORBITS = "autoencoder", "decoder", "orbits"
+MODEL_FILE = "v3d_nano.safetensors"
 
 
 UNET = UNetShape(
@@ -81,6 +88,17 @@ class NanoConfig:
     compiled: bool = False  # the UNet's blocks
     graph: bool = True  # steps on CUDA are replayed as CUDA graphs
     autoencoder: VaeTrainConfig = field(default_factory=VaeTrainConfig)
+    decoder: VaeTrainConfig = field(
+        default_factory=lambda: VaeTrainConfig(
+            steps=600,
+            batch_size=2,
+            clip_frames=18,
+            learning_rate=3e-4,
+            warmup_steps=20,
+            thumbnail_weight=0.0,  # the encoder stays
+            ema_decay=0.99,
+        )
+    )
     training: TrainConfig = field(
         default_factory=lambda: TrainConfig(
             steps=8000,
@@ -173,34 +191,47 @@ class Recipe:
 
     def autoencoder(self, pictures: Tensor, seconds: float = math.inf) -> bool:
         """Train it in the first process; False when the time ran out before its last step."""
-        config, start = self.config.autoencoder, time.perf_counter()
         pictures = pictures[: self.config.autoencoder_objects]
-        losses: list[Tensor] = []
+        unfinished = self.processes.first and not trained_autoencoder(
+            self.folder / AUTOENCODER,
+            self.config.vae,
+            pictures,
+            self.config.autoencoder,
+            self.device,
+            SAVED_EVERY,
+            self._watch(AUTOENCODER, seconds),
+            self.config.graph,
+        )
+        return not self.processes.any(unfinished)
+
+    def decoder(self, pictures: Tensor, seconds: float = math.inf) -> bool:
+        """Let it learn whole orbits in the first process; False when the time ran out."""
+        unfinished = self.processes.first and not whole_orbit_decoder(
+            self.folder / DECODER,
+            require_part(self.folder / AUTOENCODER / VAE_FILE, "vae"),
+            pictures[: self.config.autoencoder_objects],
+            self.config.decoder,
+            self.device,
+            SAVED_EVERY,
+            self._watch(DECODER, seconds),
+            self.config.graph,
+        )
+        return not self.processes.any(unfinished)
+
+    def _watch(self, name: str, seconds: float) -> Watch:
+        start, losses = time.perf_counter(), list[Tensor]()
 
         def log(step: int, loss: Tensor) -> None:
             losses.append(loss)
             if step % SAID_EVERY == 0:
                 mean = float(torch.stack(losses[-SAID_EVERY:]).mean())
-                self.say(
-                    f"autoencoder {step}: loss {mean:.5f}, {time.perf_counter() - start:.0f} s"
-                )
+                self.say(f"{name} {step}: loss {mean:.5f}, {time.perf_counter() - start:.0f} s")
 
-        unfinished = self.processes.first and not trained_autoencoder(
-            self.folder / AUTOENCODER,
-            self.config.vae,
-            pictures,
-            config,
-            self.device,
-            SAVED_EVERY,
-            log,
-            lambda: time.perf_counter() - start > seconds,
-            graph=self.config.graph,
-        )
-        return not self.processes.any(unfinished)
+        return Watch(log, lambda: time.perf_counter() - start > seconds)
 
     def trained_vae(self) -> Any:
         """The autoencoder that the folder has."""
-        vae = load_network(require_part(self.folder / AUTOENCODER / VAE_FILE, "vae"))
+        vae = load_network(require_part(self.folder / DECODER / VAE_FILE, "vae"))
         return vae.to(self.device)
 
     def orbits(self, data: EncodedOrbits, seconds: float = math.inf) -> OrbitTrainer:
@@ -268,6 +299,7 @@ def main() -> None:
     parser.add_argument("--objects", type=int, default=NanoConfig.objects)
     parser.add_argument("--autoencoder-steps", type=int, default=VaeTrainConfig.steps)
     parser.add_argument("--autoencoder-batch", type=int, default=VaeTrainConfig.batch_size)
+    parser.add_argument("--decoder-steps", type=int, default=NanoConfig().decoder.steps)
     parser.add_argument("--steps", type=int, default=NanoConfig().training.steps)
     parser.add_argument("--batch-size", type=int, default=NanoConfig().training.batch_size)
     parser.add_argument("--learning-rate", type=float, default=NanoConfig().training.learning_rate)
@@ -282,6 +314,7 @@ def main() -> None:
         autoencoder=replace(
             base.autoencoder, steps=options.autoencoder_steps, batch_size=options.autoencoder_batch
         ),
+        decoder=replace(base.decoder, steps=options.decoder_steps),
         training=replace(
             base.training,
             steps=options.steps,
@@ -301,13 +334,17 @@ def run(recipe: Recipe, last: int, seconds: float) -> None:
     """The stages up to a number of `STAGES`, or until the seconds are over."""
     start = time.perf_counter()
     pictures = recipe.pictures()
-    if last < 1 or not recipe.autoencoder(pictures, seconds) or last < 2:
+    if last < 1 or not recipe.autoencoder(pictures, seconds):
         return
-    data = EncodedOrbits(recipe.latents(pictures), pictures=pictures)
+    if last < 2 or not recipe.decoder(pictures, seconds - (time.perf_counter() - start)):
+        return
     if last < 3:
         return
+    data = EncodedOrbits(recipe.latents(pictures), pictures=pictures)
+    if last < 4:
+        return
     trainer = recipe.orbits(data, seconds - (time.perf_counter() - start))
-    if last == 4 and recipe.processes.first:
+    if last == 5 and recipe.processes.first:
         size = recipe.write(recipe.folder / MODEL_FILE, trainer)
         steps = recipe.config.training.steps
         recipe.say(f"wrote {size / 1e6:.1f} MB after {trainer.step} of {steps} steps")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from ..progress import Progress, silent
 from .checkpoint import ModelPart, require_part
 from .layout import VaeShape
 from .training_data import encode_latents
-from .training_networks import new_vae
+from .training_networks import load_network, new_vae
 from .training_store import load_progress, save_progress, write_model
 from .training_vae import VaeTrainConfig, VaeTrainer, normalise_latents
 
@@ -44,6 +45,21 @@ class PictureClips:
         return clips.movedim(-1, 2).float() / 127.5 - 1
 
 
+@dataclass(frozen=True)
+class Watch:
+    """What sees a training of an autoencoder, and may stop it.
+
+    Attributes:
+        log: Told the loss of every step, as a tensor that may still be computed.
+        stop: Asked after every step; the state is saved then.
+        progress: Told after every step.
+    """
+
+    log: Callable[[int, Tensor], None] = lambda step, loss: None
+    stop: Callable[[], bool] = lambda: False
+    progress: Progress = silent
+
+
 def trained_autoencoder(
     folder: Path,
     shape: VaeShape,
@@ -51,9 +67,7 @@ def trained_autoencoder(
     config: VaeTrainConfig,
     device: torch.device,
     save_every: int,
-    log: Callable[[int, Tensor], None] = lambda step, loss: None,
-    stop: Callable[[], bool] = lambda: False,
-    progress: Progress = silent,
+    watch: Watch = Watch(),
     graph: bool = True,
 ) -> ModelPart | None:
     """An autoencoder from the folder, or trained now; None when it was stopped before the end.
@@ -68,34 +82,89 @@ def trained_autoencoder(
         config: Settings.
         device: Where it learns.
         save_every: Steps between two states.
-        log: Told the loss of every step, as a tensor that may still be computed.
-        stop: Asked after every step; the state is saved before this returns None.
-        progress: Told after every step.
+        watch: Sees it.
         graph: Whether steps on CUDA, whose kernels are small, are replayed as a CUDA graph.
     """
     path = folder / VAE_FILE
     if not path.exists():
         captured = graph and device.type == "cuda"
         trainer = VaeTrainer(new_vae(shape, config.seed).to(device), config, captured)
-        load_progress(folder, trainer)
-        clips = PictureClips(pictures, device)
-        while trainer.step < config.steps:
-            if trainer.step == config.steps // 2:
+
+        def centre(step: int) -> None:
+            if step == config.steps // 2:
                 normalise_latents(trainer.vae, _some_latents(trainer.vae, pictures), True)
                 for parameter, average in zip(trainer.parameters, trainer.average, strict=True):
                     average.copy_(parameter.detach())
-            loss = trainer.update(clips)
-            log(trainer.step, loss)
-            stopped = stop()
-            if stopped or trainer.step % save_every == 0:
-                save_progress(folder, trainer)
-            progress(trainer.step, config.steps, text="autoencoder")
-            if stopped:
-                return None
-        trainer.take_average()
+
+        if not _train(trainer, folder, pictures, save_every, watch, centre):
+            return None
         normalise_latents(trainer.vae, _some_latents(trainer.vae, pictures), False)
         write_model(path, {"vae": (shape, trainer.vae)}, torch.float32)
     return require_part(path, "vae")
+
+
+def whole_orbit_decoder(
+    folder: Path,
+    start: ModelPart,
+    pictures: Tensor,  # [N, T, S, S, 3] uint8
+    config: VaeTrainConfig,
+    device: torch.device,
+    save_every: int,
+    watch: Watch = Watch(),
+    graph: bool = True,
+) -> ModelPart | None:
+    """An autoencoder whose decoder goes on learning, on whole orbits; its encoder stays.
+
+    Convolutions along time see past the ends of short clips. A decoder that has seen those alone
+    gives whole orbits wrong colours: V3D-nano's lost 3.6 dB and turned one frame pink.
+
+    Args:
+        folder: As in `trained_autoencoder`, another one.
+        start: An autoencoder.
+        pictures: What it learns.
+        config: Settings; `clip_frames` should be what is decoded at a time later.
+        device: Where it learns.
+        save_every: Steps between two states.
+        watch: Sees it.
+        graph: As in `trained_autoencoder`.
+    """
+    path = folder / VAE_FILE
+    if not path.exists():
+        vae = load_network(start).to(device)
+        vae.encoder.requires_grad_(False)
+        vae.quant_conv.requires_grad_(False)
+        vae.decoder.requires_grad_(True)
+        trainer = VaeTrainer(vae, config, graph and device.type == "cuda")
+        if not _train(trainer, folder, pictures, save_every, watch):
+            return None
+        write_model(path, {"vae": (start.shape, vae)}, torch.float32)
+    return require_part(path, "vae")
+
+
+def _train(
+    trainer: VaeTrainer,
+    folder: Path,
+    pictures: Tensor,
+    save_every: int,
+    watch: Watch,
+    before: Callable[[int], None] = lambda step: None,
+) -> bool:
+    """All steps, from the folder's state on; False when stopped. The averages are taken then."""
+    config = trainer.config
+    load_progress(folder, trainer)
+    clips = PictureClips(pictures, trainer.device)
+    while trainer.step < config.steps:
+        before(trainer.step)
+        loss = trainer.update(clips)
+        watch.log(trainer.step, loss)
+        stopped = watch.stop()
+        if stopped or trainer.step % save_every == 0:
+            save_progress(folder, trainer)
+        watch.progress(trainer.step, config.steps, text="autoencoder")
+        if stopped:
+            return False
+    trainer.take_average()
+    return True
 
 
 def _some_latents(vae: Any, pictures: Tensor) -> Tensor:  # [N, 4, s, s]

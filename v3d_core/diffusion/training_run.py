@@ -26,7 +26,7 @@ from .layout import UNetShape
 from .lora import Lora, merged_unet, write_lora
 from .model_files import ModelParts
 from .training import OrbitTrainer
-from .training_autoencoder import VAE_FILE, trained_autoencoder
+from .training_autoencoder import VAE_FILE, Watch, trained_autoencoder
 from .training_cache import encoded_orbits, kept_pictures, on_white
 from .training_config import (
     AUTOENCODER_FOLDER,
@@ -156,9 +156,7 @@ class TrainingRun:
                     start.autoencoder,
                     self.device,
                     self.config.save_every,
-                    tell,
-                    self._time_is_up,
-                    progress,
+                    Watch(tell, self._time_is_up, progress),
                 )
 
         part = train() if self.processes.first else None

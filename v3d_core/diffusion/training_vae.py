@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,7 @@ class VaeTrainConfig:
     thumbnail_share: float = 0.5  # of the steps, over which that weight falls to 0
     clip_gradient: float = 1.0
     ema_decay: float = 0.999
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 on CUDA
     seed: int = 0
 
 
@@ -144,7 +145,9 @@ class VaeTrainer:
         return loss
 
     def _backward(self, pictures: Tensor, noise: Tensor, thumbnail: Tensor) -> Tensor:  # []
-        with torch.autocast(self.device.type, torch.bfloat16, self.device.type == "cuda"):
+        precision, kind = self.config.precision, self.device.type
+        half = precision == "bfloat16" or (precision == "auto" and kind == "cuda")
+        with torch.autocast(kind, torch.bfloat16, half):
             loss = vae_loss(self.vae, pictures, self.config, noise, thumbnail)
         loss.backward()
         return loss.detach()
@@ -168,9 +171,10 @@ def normalise_latents(vae: Any, means: Tensor, centre: bool) -> None:
         means: Posterior means of many pictures. [N, 4, s, s]
         centre: Whether the mean is taken out as well.
     """
+    last, first = vae.encoder.conv_out, vae.decoder.conv_in
+    means = means.to(last.weight.device)  # they lie where their pictures do
     factor = 1 / (means.float().std(dim=(0, 2, 3)) * LATENT_SCALE)  # [4]
     count = len(factor)
-    last, first = vae.encoder.conv_out, vae.decoder.conv_in
     if centre:
         middle = means.float().mean(dim=(0, 2, 3))
         last.bias[:count] -= middle
