@@ -134,3 +134,17 @@ def test_an_early_end_leaves_the_folder_as_it_was(tmp_path, interruption):
         raise interruption
     assert os.listdir(tmp_path) == ["a.png"]
     assert (tmp_path / "a.png").read_text() == "old"
+
+
+@pytest.mark.parametrize("writer", [atomic_folder, lambda path: atomic_path(path / "a.png")])
+def test_an_early_end_takes_away_the_folders_that_were_made(tmp_path, writer):
+    (tmp_path / "kept").mkdir()
+    for place in ("new/deeper", "kept/new", "kept"):
+        with pytest.raises(KeyboardInterrupt), writer(tmp_path / place):
+            raise KeyboardInterrupt
+        assert [p.name for p in tmp_path.rglob("*")] == ["kept"]
+    # what somebody else has put there in the meantime stays, and so does its folder
+    with pytest.raises(KeyboardInterrupt), writer(tmp_path / "new" / "deeper"):
+        (tmp_path / "new" / "other.txt").write_text("theirs")
+        raise KeyboardInterrupt
+    assert {p.name for p in tmp_path.rglob("*")} == {"kept", "new", "other.txt"}

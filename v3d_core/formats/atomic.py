@@ -7,7 +7,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 _FULL = {errno.ENOSPC, errno.EFBIG} | ({errno.EDQUOT} if hasattr(errno, "EDQUOT") else set())
@@ -31,7 +31,8 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Give a temporary path to write to; it becomes `path` when the block ends without an error.
 
     The temporary file lies in the same folder and has the same suffix. Whatever ends the block
-    early (an error, Ctrl-C, a cancelled job) removes it, and a file that was at `path` stays.
+    early (an error, Ctrl-C, a cancelled job) removes it and the folders that were made for it, and a
+    file that was at `path` stays.
 
     Args:
         path: The file to make; its folder is made when missing.
@@ -45,7 +46,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     target = Path(path)
     if target.is_dir():
         raise OutputError(errno.EISDIR, f"cannot write {target}: it is a folder", target)
-    _make_folder(target.parent)
+    made = _make_folder(target.parent)
     temporary = target.with_name(_temporary_name(target))
     try:
         with _readable_errors(target):
@@ -56,6 +57,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
             os.replace(temporary, target)
     except BaseException:
         temporary.unlink(missing_ok=True)
+        _remove_empty(made)
         raise
 
 
@@ -65,8 +67,8 @@ def atomic_folder(folder: str | os.PathLike[str]) -> Iterator[Path]:
 
     Files of other names that `folder` already holds stay. Moving only renames, and what names
     other files (.mtl, then .ply, .json, .txt, .obj) moves last, so a reader never finds a name
-    without its file. An early end leaves `folder` as it was; when a move fails, those before it
-    are undone.
+    without its file. An early end leaves `folder` as it was, or missing; when a move fails, those
+    before it are undone.
 
     Args:
         folder: Where the files shall be; made when missing.
@@ -78,7 +80,7 @@ def atomic_folder(folder: str | os.PathLike[str]) -> Iterator[Path]:
         OutputError: The folder cannot be made or written, or the disk is full.
     """
     target = Path(folder)
-    _make_folder(target)
+    made = _make_folder(target)
     staging = target / f".writing.{secrets.token_hex(4)}"
     try:
         with _readable_errors(target):
@@ -90,8 +92,11 @@ def atomic_folder(folder: str | os.PathLike[str]) -> Iterator[Path]:
             order = {suffix: place for place, suffix in enumerate(_NAMED_LAST)}
             files.sort(key=lambda file: (order.get(file.suffix, -1), file))
             _move_all({file: target / file.relative_to(staging) for file in files}, staging)
-    finally:
+    except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
+        _remove_empty(made)
+        raise
+    shutil.rmtree(staging, ignore_errors=True)
 
 
 def _move_all(moves: dict[Path, Path], staging: Path) -> None:
@@ -120,7 +125,9 @@ def _temporary_name(target: Path) -> str:
     return f".{stem}.{secrets.token_hex(4)}{target.suffix}"
 
 
-def _make_folder(folder: Path) -> None:
+def _make_folder(folder: Path) -> list[Path]:
+    """Make a folder with its parents; those that were missing, the deepest first."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
     with _readable_errors(folder):
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -129,6 +136,13 @@ def _make_folder(folder: Path) -> None:
             raise OutputError(
                 error.errno, f"cannot make the folder {folder}: {blocker} is a file", folder
             ) from error
+    return missing
+
+
+def _remove_empty(folders: list[Path]) -> None:
+    for folder in folders:
+        with suppress(OSError):  # another writer has put something into it
+            folder.rmdir()
 
 
 @contextmanager
