@@ -91,6 +91,14 @@ class V3DRefineTexture(io.ComfyNode):
                     tooltip="Extra steps of Adam after the solver, one view each; V3D's own is "
                     "500. Without LPIPS the solver alone is as good.",
                 ),
+                io.Boolean.Input(
+                    "refine_geometry",
+                    default=DEFAULTS.refine_geometry,
+                    optional=True,
+                    advanced=True,
+                    tooltip="First move vertices to where the views see the surface. Sharper "
+                    "textures on fitted meshes; nothing where views disagree.",
+                ),
             ],
             outputs=[
                 io.Mesh.Output("mesh", tooltip="With uvs and texture, for V3D Export Mesh, ..."),
@@ -103,7 +111,16 @@ class V3DRefineTexture(io.ComfyNode):
     @classmethod
     @named_errors
     def execute(
-        cls, mesh, views, texture_size, frames, new_uvs, num_views, lpips_weight, iterations
+        cls,
+        mesh,
+        views,
+        texture_size,
+        frames,
+        new_uvs,
+        num_views,
+        lpips_weight,
+        iterations,
+        refine_geometry=DEFAULTS.refine_geometry,
     ) -> io.NodeOutput:
         config = AssetConfig(
             faces=0,
@@ -113,6 +130,7 @@ class V3DRefineTexture(io.ComfyNode):
             num_views=num_views or None,
             lpips_weight=lpips_weight,
             iterations=iterations,
+            refine_geometry=refine_geometry,
         )
         items = meshes_from_host(mesh)
         done = []

@@ -251,6 +251,21 @@ def test_extra_steps_are_made(views):
 # --- while it works -----------------------------------------------------------------------------
 
 
+def test_the_shape_moves_to_where_the_views_see_it_on_request(views):
+    mesh, _, _, report = execute(foreign(), views)
+    kept = json.loads(report)
+    assert "geometry" not in kept
+    wide = foreign()
+    wide.vertices = wide.vertices * 1.03  # the views show a smaller ball
+    moved, _, _, report = execute(wide, views, refine_geometry=True)
+    told = json.loads(report)
+    assert told["geometry"]["kept"] and told["geometry"]["moved_px"] > 0.3
+    radii = item(moved)[0].norm(dim=1)
+    assert float((radii - RADIUS).abs().mean()) < 0.3 * 0.03 * RADIUS
+    disagree = execute(wide, views, refine_geometry=True, frames="disagree")[3]
+    assert json.loads(disagree)["geometry"] == {"kept": False, "views": "disagree"}
+
+
 def test_the_bar_moves_and_shows_the_first_view(views, told, monkeypatch):
     monkeypatch.setattr(pack("nodes.runtime"), "PREVIEW_INTERVAL_S", 0.0)
     execute(foreign(), views)
