@@ -13,12 +13,16 @@ LITERALS = re.compile(
     r"|\b[a-z][a-z0-9_ ]*:(?= )|\d+x\d+|(?<![A-Za-z\d])-?\d+(?:[.,]\d+)*|\bpx\b|%"
 )
 UNITS = {
-    "pixel": {"zh": "像素", "ja": "ピクセル"},
-    "degrees": {"zh": "度", "ja": "度"},
-    "seconds": {"zh": "秒", "ja": "秒"},
-    "minutes": {"zh": "分", "ja": "分"},
-    "millimetres": {"zh": "毫米", "ja": "ミリメートル"},
+    "pixel": {"zh": "像素", "ja": "ピクセル", "ko": "픽셀", "es": "píxel", "fr": "pixel"},
+    "degrees": {"zh": "度", "ja": "度", "ko": "도", "es": "grados", "fr": "degré"},
+    "seconds": {"zh": "秒", "ja": "秒", "ko": "초", "es": "segundos", "fr": "seconde"},
+    "minutes": {"zh": "分", "ja": "分", "ko": "분", "es": "minutos", "fr": "minute"},
+    "millimetres": {
+        **{"zh": "毫米", "ja": "ミリメートル", "ko": "밀리미터"},
+        **{"es": "milímetros", "fr": "millimètre"},
+    },
 }
+QUOTED = re.compile(r"[“「«]\s?(V3D [^”」»]+?)\s?[”」»]")  # a node of ours
 PARSED = ("display_name", "description", "name")  # by vue-i18n; it takes tooltips as they are
 
 
@@ -37,7 +41,7 @@ def choices_of(info: dict) -> set[str]:
 
 def test_english_is_what_the_schemas_say(object_info):
     assert read("en") == english(object_info), "run make_locales.py"
-    assert OTHERS == ["ja", "zh"]
+    assert OTHERS == ["es", "fr", "ja", "ko", "zh"]
 
 
 def test_inputs_below_a_choice_have_the_keys_that_the_front_end_asks_for():
@@ -62,8 +66,10 @@ def test_translation_has_every_text_and_no_other(language):
     texts, wanted = flat(read(language)), flat(read("en"))
     assert texts.keys() == wanted.keys()
     assert not [path for path, text in texts.items() if not text.strip()]
-    untouched = [path for path, text in texts.items() if path[-1] == "tooltip" and text.isascii()]
-    assert not untouched
+    tips = {path: text for path, text in texts.items() if path[-1] == "tooltip"}
+    assert not [path for path, text in tips.items() if text == wanted[path]]
+    if language in ("ja", "ko", "zh"):
+        assert not [path for path, text in tips.items() if text.isascii()]
     names = [node["display_name"] for node in read(language).values()]
     assert len(set(names)) == len(names)
     assert all(name.startswith("V3D ") for name in names)
@@ -147,6 +153,6 @@ def test_translated_help_page_is_served_and_says_what_the_english_one_says(node,
 def test_nodes_of_ours_are_quoted_by_the_names_they_have(language):
     docs = (LOCALES.parent / "web" / "docs").glob(f"*/{language}.md")
     said = [*flat(read(language)).values(), *(page.read_text("utf-8") for page in docs)]
-    quoted = {name for text in said for name in re.findall(r"[“「](V3D [^”」]+)[”」]", text)}
+    quoted = {name for text in said for name in QUOTED.findall(text)}
     assert len(quoted) > 10
     assert quoted <= {node["display_name"] for node in read(language).values()}
