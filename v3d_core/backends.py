@@ -52,6 +52,7 @@ OPTIONAL_PACKAGES = {
         OptionalPackage("onnxruntime", "onnxruntime", "the runtime of rembg"),
         OptionalPackage("pxr", "usd-core", "writing .usdz files for phones"),
         OptionalPackage("tensorboard", "tensorboard", "curves of a training in the browser"),
+        OptionalPackage("ray", "ray", "batches on a cluster"),
     )
 }
 

@@ -177,13 +177,24 @@ class Claims:
                 claim.release()
         return live
 
-    def release_of(self, pids: set[int]) -> list[str]:
-        """Remove the claims of ended processes of this host; the names of their items."""
+    def held_by(self, holders: set[tuple[str, int]]) -> set[str]:
+        """Names of the items that processes, given by host and id, have claimed."""
+        parts = (path.name.rsplit(".", 2) for path in self.folder.glob("*.claim"))
+        return {name for name, attempt, _ in parts if self._holder(name, int(attempt)) in holders}
+
+    def _holder(self, name: str, attempt: int) -> tuple[Any, Any]:
+        found = self.read(name, attempt)
+        return found.get("host"), found.get("pid")
+
+    def release_of(self, holders: set[tuple[str, int]]) -> list[str]:
+        """Remove the claims of ended processes; the names of the items that are free by it.
+
+        Items that somebody else has taken over stay as they are.
+        """
         names = []
-        for path in self.folder.glob("*.claim"):
-            name, attempt, _ = path.name.rsplit(".", 2)
-            found = self.read(name, int(attempt))
-            if found.get("host") == this_host() and found.get("pid") in pids:
+        for name in self.held_by(holders):
+            others = [a for a in self.attempts(name) if self._holder(name, a) not in holders]
+            if all(self._stale(name, attempt) for attempt in others):
                 self.remove(name)
                 names.append(name)
         return names

@@ -256,4 +256,11 @@ class ItemLog:
         self.line(f"{name}: {time.perf_counter() - start:.2f} s")
 
 
+def kept_names(
+    items: Sequence[Item], store: BatchFolder, settings: Callable[[Item], dict[str, Any]]
+) -> list[str]:
+    """Names of the items whose results, of their inputs and settings, are there already."""
+    return [item.name for item in items if store.kept(item, settings_hash(settings(item)))]
+
+
 Tell = Callable[[str, dict[str, Any]], None]  # "took" or "ended", and the item's row

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from .batch import WATCH_SECONDS, Stages, work
+from .batch_claims import this_host
 from .batch_store import BatchFolder, Item, Tell
 
 STOP_SECONDS = 1.0  # workers have to end by themselves before they are killed
@@ -110,7 +111,7 @@ def _end_workers(running: list[_Process], store: BatchFolder, pids: set[int], te
                 event, row = worker.pipe.recv()
                 if event == "ended":
                     tell(event, row)
-    for name in store.claims.release_of(pids):
+    for name in store.claims.release_of({(this_host(), pid) for pid in pids}):
         store.clean(name)
 
 

@@ -7,15 +7,20 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
 from . import __version__
+from .backends import load
+from .batch import Stages
 from .batch_items import find_items
+from .batch_ray import RayWorkers
+from .batch_ray_cluster import connected, ray_places
 from .batch_store import (
     LOGS,
     ORBIT,
@@ -24,8 +29,9 @@ from .batch_store import (
     TABLE,
     BatchFolder,
     Item,
+    Tell,
+    kept_names,
     row_of,
-    settings_hash,
 )
 from .batch_workers import run_workers
 from .cli_batch_stages import FromOptions
@@ -58,6 +64,12 @@ def add_batch_command(commands: Any) -> argparse.ArgumentParser:
     batch.add_argument(
         "--workers", type=int, metavar="N", help="processes; default: one per CUDA device, else 1"
     )
+    batch.add_argument(
+        "--ray-address",
+        metavar="ADDRESS",
+        help="workers on all machines of a running Ray cluster, which share FOLDER and DIR: auto or "
+        "HOST:PORT; default of --workers: one per CUDA device of the cluster, else per machine",
+    )
     add_orbit_options(batch)
     add_view_options(batch)
     add_hold_out(batch)
@@ -69,7 +81,68 @@ def run_batch(options: argparse.Namespace) -> int:
     """Every item that is not there yet; the exit code says whether any failed."""
     items, others = find_items(options.folder, options.out, options.masks)
     kinds = Counter(item.kind for item in items)
-    stages = FromOptions(options, bool(kinds[PICTURE]))  # says what is wrong before the long part
+    worker_options = argparse.Namespace(**{k: v for k, v in vars(options).items() if k != "run"})
+    make_stages = partial(FromOptions, worker_options, bool(kinds[PICTURE]))
+    with _chosen_workers(
+        options, make_stages
+    ) as workers:  # says what is wrong before the long part
+        return _run_items(options, items, others, workers)
+
+
+class Workers(Protocol):
+    """Who does the items: `LocalWorkers` or `batch_ray.RayWorkers`."""
+
+    def kept(self, items: Sequence[Item], store: BatchFolder) -> Collection[str]:
+        """Names of items whose results are there already."""
+        ...
+
+    def run(
+        self,
+        items: Sequence[Item],
+        store: BatchFolder,
+        *,
+        since: float,
+        tell: Tell,
+        tick: Callable[[], None],
+    ) -> None:
+        """Do items; see `batch_workers.run_workers`."""
+        ...
+
+
+class LocalWorkers:
+    """Processes of this machine; places as of `run_workers`."""
+
+    def __init__(self, make_stages: Callable[[], Stages], places: Sequence[dict[str, str]]) -> None:
+        self.make_stages, self.places = make_stages, places
+        self.stages = make_stages()
+
+    def kept(self, items: Sequence[Item], store: BatchFolder) -> Collection[str]:
+        """Names of items whose results are there already."""
+        return kept_names(items, store, self.stages.settings)
+
+    def run(self, items: Sequence[Item], store: BatchFolder, **watching: Any) -> None:
+        """Do items; see `batch_workers.run_workers`."""
+        run_workers(items, store, self.make_stages, self.places, **watching)
+
+
+@contextmanager
+def _chosen_workers(
+    options: argparse.Namespace, make_stages: Callable[[], Stages]
+) -> Iterator[Workers]:
+    if options.ray_address is None:
+        yield LocalWorkers(make_stages, worker_places(options.device, options.workers))
+        return
+    ray = load("ray")
+    with connected(ray, options.ray_address):
+        places = ray_places(ray.nodes(), options.device, options.workers)
+        say(f"Ray cluster {options.ray_address}: {places.text()}")
+        yield RayWorkers(ray, make_stages, places)
+
+
+def _run_items(
+    options: argparse.Namespace, items: Sequence[Item], others: dict[str, str], workers: Workers
+) -> int:
+    kinds = Counter(item.kind for item in items)
     prepare_output(options.out)
     store = BatchFolder(options.out)
     since = store.claims.now()  # before the look at what is there, so that nothing is missed
@@ -81,24 +154,16 @@ def run_batch(options: argparse.Namespace) -> int:
         complain(f"left out: {name}: {reason}")
     board = Board(items, store, options, others, since)
     if not options.overwrite:
+        names = set(workers.kept(items, store))
         for item in items:
-            if store.kept(item, settings_hash(stages.settings(item))):
+            if item.name in names:
                 board.keep(item)
     left = [item for item in items if item.name not in board.rows]
     if kept := len(items) - len(left):
         say(f"{kept:,} are there already (--overwrite makes them again)")
-    worker_options = argparse.Namespace(**{k: v for k, v in vars(options).items() if k != "run"})
     try:
         if left:
-            run_workers(
-                left,
-                store,
-                partial(FromOptions, worker_options, bool(kinds[PICTURE])),
-                worker_places(options.device, options.workers),
-                since=since,
-                tell=board.tell,
-                tick=board.tick,
-            )
+            workers.run(left, store, since=since, tell=board.tell, tick=board.tick)
     finally:
         board.end()
     failed = [row for row in board.all_rows() if row["state"] == "failed"]

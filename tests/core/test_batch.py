@@ -149,6 +149,22 @@ def test_a_heartbeat_keeps_a_claim_and_a_sleeper_learns_that_it_lost_it(tmp_path
     assert not any(tmp_path.iterdir())
 
 
+def test_claims_of_an_ended_process_are_removed_unless_another_has_taken_over(tmp_path):
+    claims = Claims(tmp_path)
+    for name, attempt, pid in (("a", 1, 7), ("b", 1, 7), ("b", 2, 8), ("c", 1, 8)):
+        text = json.dumps({"host": "elsewhere", "pid": pid, "token": name})
+        (tmp_path / f"{name}.{attempt}.claim").write_text(text)
+    assert claims.held_by({("elsewhere", 7)}) == {"a", "b"} and not claims.held_by(set())
+    assert claims.release_of({("elsewhere", 7)}) == ["a"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "b.1.claim",
+        "b.2.claim",
+        "c.1.claim",
+    ]
+    os.utime(tmp_path / "b.2.claim", (0, 0))
+    assert claims.release_of({("elsewhere", 7)}) == ["b"]
+
+
 # --- scheduling in one process
 
 
@@ -414,7 +430,10 @@ def test_every_option_of_the_two_commands_is_there():
         name: {text for action in commands.choices[name]._actions for text in action.option_strings}
         for name in ("batch", "reconstruct", "image-to-3d")
     }
-    assert names["batch"] == names["reconstruct"] | names["image-to-3d"] | {"--workers"}
+    assert names["batch"] == names["reconstruct"] | names["image-to-3d"] | {
+        "--workers",
+        "--ray-address",
+    }
 
 
 def test_two_orbits_and_a_broken_one_from_end_to_end(tmp_path, capsys, demo_orbit_48):

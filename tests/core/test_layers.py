@@ -21,7 +21,7 @@ ASSEMBLERS = ("__init__", "__main__", "environment", *COMMAND_LINE)
 HOST = ("comfy", "comfy_api", "comfy_api_nodes", "comfy_execution", "comfy_extras", "folder_paths")
 HOST += ("server", "nodes", "execution", "torchvision", "torchaudio")
 OPTIONAL = ("warp", "gsplat", "nerfacc", "tinycudann", "xatlas", "lpips", "rembg")
-OPTIONAL += ("diffusers", "transformers", "onnxruntime")
+OPTIONAL += ("diffusers", "transformers", "onnxruntime", "ray")
 STARTS_PROGRAMS_OR_CONNECTIONS = ("subprocess", "urllib.request", "requests", "socket", "httpx")
 MAX_LINES = 400
 

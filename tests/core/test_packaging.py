@@ -156,7 +156,7 @@ def test_shipped_python_runs_no_text_and_starts_nothing():
         for name in shipped_files()
         if name.endswith(".py") and "batch_workers import" in (ROOT / name).read_text("utf-8")
     }
-    assert importers == {"v3d_core/cli_batch.py"}
+    assert importers == {"v3d_core/cli_batch.py", "v3d_core/batch_ray.py"}
 
 
 def test_shipped_scripts_run_no_text_and_reach_no_other_server():
