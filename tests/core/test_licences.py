@@ -15,7 +15,14 @@ ROOT = Path(__file__).resolve().parents[2]
 ROW = re.compile(r"^\| `([^`]+)` \| ([^|]+) \|", re.MULTILINE)
 # licences that would ask for the source of what imports them; LGPL and MPL do not
 STRONG = re.compile(r"(?<!L)\b(?:A?GPL|GNU (?:Affero )?General Public)", re.IGNORECASE)
-TOOLS = {"pytest", "pytest-xdist", "hypothesis", "plyfile", "ruff", "pyright"}  # of the dev extra: nothing ships
+TOOLS = {
+    "pytest",
+    "pytest-xdist",
+    "hypothesis",
+    "plyfile",
+    "ruff",
+    "pyright",
+}  # of the dev extra: nothing ships
 
 
 def plain(name):

@@ -35,13 +35,14 @@ from v3d_core.images import composite, from_uint8
 from v3d_core.mesh.asset import AssetConfig
 from v3d_core.mesh.config import SplatMeshConfig
 from v3d_core.metrics import psnr
+from v3d_core.nano import render_pictures
 from v3d_core.splats.config import SplatFitConfig
 from v3d_core.training.objects import random_objects
 from v3d_core.training.tracing import render_orbits
 
 KINDS = ("unet", "vae", "clip")
 SIZE = 128
-STEPS = 6  # as good as 25 on this picture: 24.3 dB in frame 0, 18.2 dB in the mean
+STEPS = 6  # with 25 the aeroplane has 28.1 dB in frame 0 and 22.2 in the mean
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +72,8 @@ def test_the_card_says_what_the_weights_were_trained_on():
         tensors = {name: file.read(name, torch.float32) for name in file}
     assert card["recipe"]["size"] == SIZE
     assert card["recipe"]["first_seed"] > demo_picture.SEED  # the demo's object was not trained on
-    assert card["step"] == card["recipe"]["training"]["steps"]
+    steps = card["recipe"]["training"]["steps"]
+    assert 0.99 * steps <= card["step"] <= steps  # it stopped by the clock, 15 steps early
     assert all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values())
 
 
@@ -175,10 +177,9 @@ def test_the_demo_picture_is_prepared_without_moving_it():
 
 @pytest.fixture(scope="module")
 def sampled(parts):
-    """Frames of the demo's picture, with few steps."""
+    """Frames of an aeroplane, whose way of turning is plain to see, with few steps."""
     model = load_diffusers_model(parts, torch.device("cpu"))
-    truth = demo_picture.true_orbit(SIZE)
-    true = composite(truth.images, truth.masks)
+    true = render_pictures(range(1), SIZE, torch.device("cpu"))[0].float() / 255
     config = OrbitConfig(SamplerConfig(steps=STEPS), Guidance(scale=NANO_SCALE))
     return sample_orbit(model, true[:1], config, 0).frames, true
 
@@ -189,9 +190,9 @@ def test_an_object_that_was_not_trained_on_turns_the_right_way(sampled):
     each = torch.tensor([psnr(a, b) for a, b in zip(frames, true, strict=True)])
     other_way = true[[0, *range(17, 0, -1)]]
     mirrored = torch.tensor([psnr(a, b) for a, b in zip(frames, other_way, strict=True)])
-    assert each[0] > 23
-    assert each.mean() > 17
-    assert each[1:].mean() > mirrored[1:].mean() + 2
+    assert each[0] > 26
+    assert each.mean() > 20
+    assert each[1:].mean() > mirrored[1:].mean() + 3
 
 
 def test_the_demo_goes_from_its_picture_to_all_files(tmp_path, capsys, monkeypatch):

@@ -12,7 +12,7 @@ from .guidance import Guidance
 
 NANO = "nano"  # its name on the command line
 NANO_FILE = Path(__file__).resolve().parents[1] / "data" / "v3d_nano.safetensors"
-NANO_SHA256 = "bc3ae5412411403ff11cf033ebe6c2cee80979e32bb67b0a49121270d4e3cea9"
+NANO_SHA256 = "bf1a7dc577acaa97161252cc5c5ec9dc0b5907bffe9b359a576282ba7c95f753"
 NANO_SCALE = 1.5  # guidance; see docs/nano.md
 CARD = "v3d_nano"  # entry of the metadata, JSON; `v3d convert` keeps it
 TRAINING_CARD = "v3d_training"  # the same of models that `v3d train` made

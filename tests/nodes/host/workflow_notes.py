@@ -128,8 +128,8 @@ texture is made of it. Two cores without a GPU take about two minutes.
 
 ### What to expect
 V3D-nano shows how the whole way works. It has a hundredth of the size of V3D's model and has only \
-seen toys made of balls, boxes and rings. The orbit is soft and a guess behind, and **colours are \
-poor**: teal and orange come out, green, blue, yellow and purple do not. For real pictures take \
+seen toys made of balls, boxes and rings. The orbit is soft and a guess behind, and **colours come \
+in blots**: they are right as a whole, patterns are lost. For real pictures take \
 *image_to_splat* and *image_to_mesh* with V3D.ckpt: the nodes are the same.
 
 ### Your own picture
