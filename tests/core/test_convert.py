@@ -113,7 +113,7 @@ def test_values_beyond_float16_are_an_error_with_the_remedy(state, tmp_path):
     source, out = save(state, tmp_path / "a.ckpt"), tmp_path / "out" / "a.safetensors"
     with pytest.raises(WeightsError, match=f"{name}.* 70000, float16 ends at 65504.*bfloat16"):
         convert_to_safetensors(source, out)
-    assert [*out.parent.iterdir()] == []
+    assert not out.parent.exists()
     made = convert_to_safetensors(source, out, torch.bfloat16)
     assert load_file(made.path)[name].view(-1)[0] == torch.tensor(-70_000.0).bfloat16()
 

@@ -200,4 +200,4 @@ def test_an_early_end_of_saving_leaves_nothing(tmp_path, monkeypatch, interrupti
     monkeypatch.setattr(Image.Image, "save", save_some)
     with pytest.raises((KeyboardInterrupt, OutputError)):
         save_views(tmp_path / "views", ball_views(5))
-    assert os.listdir(tmp_path / "views") == []
+    assert os.listdir(tmp_path) == []
