@@ -103,6 +103,12 @@ def _add_learning(train: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--autoencoder-steps", type=int, metavar="N", help="from scratch: of the autoencoder"
     )
+    group.add_argument(
+        "--decoder-steps",
+        type=int,
+        metavar="N",
+        help="from scratch: of its decoder in the end, on orbits of the UNet; 0: none",
+    )
 
 
 def _add_watching(train: argparse.ArgumentParser) -> None:
@@ -189,21 +195,32 @@ def chosen_data(folder: Path) -> Data:
 
 def chosen_start(options: argparse.Namespace) -> ModelParts | Scratch:
     """The model to fine-tune, or the widths of one from scratch."""
+    asked = {
+        "--autoencoder-steps": (options.autoencoder_steps, 1),
+        "--decoder-steps": (options.decoder_steps, 0),
+    }
+    for name, (steps, least) in asked.items():
+        if steps is not None and options.from_scratch is None:
+            raise ValueError(f"{name} is for --from-scratch; a model has its own")
+        if steps is not None and steps < least:
+            raise ValueError(f"{name} {steps}: at least {least} is needed")
     if options.from_scratch is None:
-        if options.autoencoder_steps is not None:
-            raise ValueError("--autoencoder-steps is for --from-scratch; a model has its own")
         return chosen_parts(options)
     if options.model or options.companion:
         raise ValueError("--from-scratch takes no --model or --companion: it starts from nothing")
-    if options.autoencoder_steps is not None and options.autoencoder_steps < 1:
-        raise ValueError(f"--autoencoder-steps {options.autoencoder_steps}: at least 1 is needed")
     start, _ = scratch_shape(options.from_scratch)
+    decoder = start.decoder
+    if options.decoder_steps == 0:
+        decoder = None
+    elif decoder is not None:
+        steps = options.decoder_steps or decoder.steps
+        decoder = dataclasses.replace(decoder, steps=steps, seed=options.seed)
     autoencoder = dataclasses.replace(
         start.autoencoder,
         steps=options.autoencoder_steps or start.autoencoder.steps,
         seed=options.seed,
     )
-    return dataclasses.replace(start, autoencoder=autoencoder)
+    return dataclasses.replace(start, autoencoder=autoencoder, decoder=decoder)
 
 
 def scratch_shape(name: str) -> tuple[Scratch, TrainConfig]:
@@ -217,7 +234,7 @@ def scratch_shape(name: str) -> tuple[Scratch, TrainConfig]:
     if path.suffix.lower() != ".json":
         raise ValueError(f"--from-scratch {name}: use {', '.join(SHAPES)} or a .json file")
     kinds = {"unet": UNetShape, "vae": VaeShape, "clip": ClipShape}
-    kinds |= {"autoencoder": VaeTrainConfig, "noise": NoiseConfig}
+    kinds |= {"autoencoder": VaeTrainConfig, "decoder": VaeTrainConfig, "noise": NoiseConfig}
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
         if unknown := set(document) - set(kinds):

@@ -5,11 +5,11 @@
     torchrun --nproc-per-node 2 -m v3d_core.nano FOLDER
 
 Stages: orbits of procedural objects are rendered; an autoencoder with a temporal decoder learns
-their frames, in short clips; its decoder goes on learning, on whole orbits; the orbits are encoded;
-UNet and image encoder learn to make them; the averaged weights go into one file in V3D.ckpt's
-naming, with a card of what was done. Architecture, loss and
-sampling are V3D's; only the widths are smaller. Several processes share rendering and the batches
-of UNet and image encoder; the autoencoder is the first one's.
+their frames, in short clips; the orbits are encoded; UNet and image encoder learn to make them; the
+decoder goes on learning, on whole orbits as the UNet makes them; the averaged weights go into one
+file in V3D.ckpt's naming, with a card of what was done. Architecture, loss and sampling are V3D's;
+only the widths are smaller. Several processes share rendering and the batches of UNet and image
+encoder; autoencoder and decoder are the first one's.
 """
 
 from __future__ import annotations
@@ -30,16 +30,19 @@ from torch import Tensor
 from .cli_shared import say
 from .diffusion.checkpoint import require_part
 from .diffusion.layout import ClipShape, UNetShape, VaeShape
-from .diffusion.training import OrbitTrainer, TrainConfig
-from .diffusion.training_autoencoder import (
-    VAE_FILE,
-    Watch,
-    trained_autoencoder,
+from .diffusion.training import OrbitBatch, OrbitTrainer, TrainConfig
+from .diffusion.training_autoencoder import VAE_FILE, Watch, trained_autoencoder
+from .diffusion.training_data import EncodedOrbits, encode_latents
+from .diffusion.training_decoder import (
+    DECODER_TRAINING,
+    HIGHEST_SIGMA,
+    OrbitLessons,
+    resampled,
     whole_orbit_decoder,
 )
-from .diffusion.training_data import EncodedOrbits, encode_latents
 from .diffusion.training_loss import NoiseConfig
 from .diffusion.training_networks import (
+    as_written,
     compile_blocks,
     load_network,
     new_image_encoder,
@@ -52,7 +55,7 @@ from .formats.atomic import atomic_path
 from .training.objects import random_objects
 from .training.tracing import render_orbits
 
-STAGES = ("data", "autoencoder", "decoder", "latents", "orbits", "export")
+STAGES = ("data", "autoencoder", "latents", "orbits", "decoder", "export")
 RENDERED_AT_ONCE = 64  # objects
 OBJECTS_PER_FILE = 1024
 SAVED_EVERY, SAID_EVERY = 1000, 250  # steps of the autoencoder and its decoder
@@ -88,17 +91,9 @@ class NanoConfig:
     compiled: bool = False  # the UNet's blocks
     graph: bool = True  # steps on CUDA are replayed as CUDA graphs
     autoencoder: VaeTrainConfig = field(default_factory=VaeTrainConfig)
-    decoder: VaeTrainConfig = field(
-        default_factory=lambda: VaeTrainConfig(
-            steps=600,
-            batch_size=2,
-            clip_frames=18,
-            learning_rate=3e-4,
-            warmup_steps=20,
-            thumbnail_weight=0.0,  # the encoder stays
-            ema_decay=0.99,
-        )
-    )
+    decoder: VaeTrainConfig = DECODER_TRAINING
+    # highest noise level from which the UNet makes the decoder's latents; 0: true ones
+    decoder_sigma: float = HIGHEST_SIGMA
     training: TrainConfig = field(
         default_factory=lambda: TrainConfig(
             steps=8000,
@@ -177,14 +172,15 @@ class Recipe:
 
     def latents(self, pictures: Tensor) -> Tensor:  # [N, T, 4, s, s] float16
         """The encoded orbits, from the folder; the processes encode what is missing."""
-        start, vae = time.perf_counter(), self.trained_vae()
+        start, vae = time.perf_counter(), self.trained_vae(AUTOENCODER)
         paths = []
         for index, part in enumerate(pictures.split(OBJECTS_PER_FILE)):
             first = self.config.first_seed + index * OBJECTS_PER_FILE
             path = self.folder / f"latents_{first}_{len(part)}.npy"
             paths.append(path)
             if index % self.processes.world == self.processes.rank and not path.exists():
-                _save_array(path, encode_latents(vae, part))
+                with torch.autocast("cuda", torch.bfloat16, self.device.type == "cuda"):
+                    _save_array(path, encode_latents(vae, part))
         self.processes.wait()
         self.say(f"latents after {time.perf_counter() - start:.1f} s")
         return torch.cat([torch.from_numpy(np.load(path)) for path in paths]).to(self.device)
@@ -204,21 +200,7 @@ class Recipe:
         )
         return not self.processes.any(unfinished)
 
-    def decoder(self, pictures: Tensor, seconds: float = math.inf) -> bool:
-        """Let it learn whole orbits in the first process; False when the time ran out."""
-        unfinished = self.processes.first and not whole_orbit_decoder(
-            self.folder / DECODER,
-            require_part(self.folder / AUTOENCODER / VAE_FILE, "vae"),
-            pictures[: self.config.autoencoder_objects],
-            self.config.decoder,
-            self.device,
-            SAVED_EVERY,
-            self._watch(DECODER, seconds),
-            self.config.graph,
-        )
-        return not self.processes.any(unfinished)
-
-    def _watch(self, name: str, seconds: float) -> Watch:
+    def _watch(self, name: str, seconds: float = math.inf) -> Watch:
         start, losses = time.perf_counter(), list[Tensor]()
 
         def log(step: int, loss: Tensor) -> None:
@@ -229,9 +211,9 @@ class Recipe:
 
         return Watch(log, lambda: time.perf_counter() - start > seconds)
 
-    def trained_vae(self) -> Any:
-        """The autoencoder that the folder has."""
-        vae = load_network(require_part(self.folder / DECODER / VAE_FILE, "vae"))
+    def trained_vae(self, stage: str) -> Any:
+        """The autoencoder after a stage, from the folder."""
+        vae = load_network(require_part(self.folder / stage / VAE_FILE, "vae"))
         return vae.to(self.device)
 
     def orbits(self, data: EncodedOrbits, seconds: float = math.inf) -> OrbitTrainer:
@@ -268,13 +250,41 @@ class Recipe:
             save_progress(self.folder / ORBITS, trainer)
         return trainer
 
+    def decoder(self, trainer: OrbitTrainer, data: EncodedOrbits) -> None:
+        """Let it learn whole orbits, as the averaged UNet makes them, in the first process."""
+        config = self.config
+
+        def resample(batch: OrbitBatch, generator: torch.Generator) -> Tensor:
+            return resampled(trainer, batch, config.decoder_sigma, generator)
+
+        if self.processes.first:
+            trainer.swap_average()
+            with as_written():
+                whole_orbit_decoder(
+                    self.folder / DECODER,
+                    require_part(self.folder / AUTOENCODER / VAE_FILE, "vae"),
+                    OrbitLessons(
+                        data,
+                        self.device,
+                        config.decoder.seed,
+                        resample if config.decoder_sigma else None,
+                    ),
+                    config.decoder,
+                    self.device,
+                    SAVED_EVERY,
+                    self._watch(DECODER),
+                    config.graph,
+                )
+            trainer.swap_average()
+        self.processes.wait()
+
     def write(self, path: Path, trainer: OrbitTrainer) -> int:
         """The averaged weights in one file, with a card; returns its bytes."""
         config = self.config
         trainer.swap_average()
         networks = {
             "unet": (config.unet, trainer.unet),
-            "vae": (config.vae, self.trained_vae()),
+            "vae": (config.vae, self.trained_vae(DECODER)),
             "clip": (config.clip, trainer.image_encoder),
         }
         card = {"v3d_nano": json.dumps({"recipe": asdict(config), "step": trainer.step})}
@@ -299,7 +309,8 @@ def main() -> None:
     parser.add_argument("--objects", type=int, default=NanoConfig.objects)
     parser.add_argument("--autoencoder-steps", type=int, default=VaeTrainConfig.steps)
     parser.add_argument("--autoencoder-batch", type=int, default=VaeTrainConfig.batch_size)
-    parser.add_argument("--decoder-steps", type=int, default=NanoConfig().decoder.steps)
+    parser.add_argument("--decoder-steps", type=int, default=DECODER_TRAINING.steps)
+    parser.add_argument("--decoder-sigma", type=float, default=NanoConfig.decoder_sigma)
     parser.add_argument("--steps", type=int, default=NanoConfig().training.steps)
     parser.add_argument("--batch-size", type=int, default=NanoConfig().training.batch_size)
     parser.add_argument("--learning-rate", type=float, default=NanoConfig().training.learning_rate)
@@ -315,6 +326,7 @@ def main() -> None:
             base.autoencoder, steps=options.autoencoder_steps, batch_size=options.autoencoder_batch
         ),
         decoder=replace(base.decoder, steps=options.decoder_steps),
+        decoder_sigma=options.decoder_sigma,
         training=replace(
             base.training,
             steps=options.steps,
@@ -333,21 +345,29 @@ def main() -> None:
 def run(recipe: Recipe, last: int, seconds: float) -> None:
     """The stages up to a number of `STAGES`, or until the seconds are over."""
     start = time.perf_counter()
+
+    def left() -> float:
+        return seconds - (time.perf_counter() - start)
+
     pictures = recipe.pictures()
-    if last < 1 or not recipe.autoencoder(pictures, seconds):
+    if last < 1 or not recipe.autoencoder(pictures, left()):
         return
-    if last < 2 or not recipe.decoder(pictures, seconds - (time.perf_counter() - start)):
-        return
-    if last < 3:
+    if last < 2:
         return
     data = EncodedOrbits(recipe.latents(pictures), pictures=pictures)
+    if last < 3:
+        return
+    trainer = recipe.orbits(data, left())
+    steps = recipe.config.training.steps
+    if trainer.step < steps:
+        recipe.say(f"stopped after {trainer.step} of {steps} steps; the same command goes on")
+        return
     if last < 4:
         return
-    trainer = recipe.orbits(data, seconds - (time.perf_counter() - start))
+    recipe.decoder(trainer, data)
     if last == 5 and recipe.processes.first:
         size = recipe.write(recipe.folder / MODEL_FILE, trainer)
-        steps = recipe.config.training.steps
-        recipe.say(f"wrote {size / 1e6:.1f} MB after {trainer.step} of {steps} steps")
+        recipe.say(f"wrote {size / 1e6:.1f} MB")
 
 
 if __name__ == "__main__":

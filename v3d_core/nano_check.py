@@ -21,10 +21,10 @@ from .diffusion.edm import SamplerConfig, v_scalings
 from .diffusion.model_files import find_model
 from .diffusion.sampler import sample_euler
 from .nano import VALIDATION_SEEDS, render_pictures
+from .pose_views import pose_views
 from .splats.config import splat_preset
 from .splats.fit import fit_splats
 from .splats.raster import render_splats
-from .structures import Views
 
 
 @torch.inference_mode()
@@ -83,11 +83,16 @@ def psnr_of_frames(made: Tensor, true: Tensor) -> Tensor:  # [N, T, S, S, 3] twi
 
 
 def odd_from_even(frames: Tensor, device: torch.device) -> float:  # [T, S, S, 3]
-    """PSNR in dB with which a splat of the even frames predicts the odd ones, on white."""
+    """PSNR in dB with which a splat of the even frames predicts the odd ones, on white.
+
+    Objects are cut out as V3D Pose Views does it.
+
+    Raises:
+        ValueError: It finds no flat background.
+    """
     size = frames.shape[1]
     cameras = orbit_cameras(Orbit(num_views=len(frames)), size, size)
-    masks = ((1 - frames).amax(dim=-1) > 0.02).float()
-    views = Views(frames.cpu(), masks.cpu(), cameras)
+    views = pose_views(frames.cpu(), cameras).views
     config = splat_preset("draft", device.type)
     splats = fit_splats(views[::2].to(device), config).splats
     made = render_splats(splats, cameras[1::2].to(device), depths=False).colours

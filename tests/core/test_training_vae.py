@@ -14,7 +14,6 @@ from v3d_core.diffusion.training_autoencoder import (
     PictureClips,
     Watch,
     trained_autoencoder,
-    whole_orbit_decoder,
 )
 from v3d_core.diffusion.training_vae import (
     VaeTrainConfig,
@@ -192,25 +191,6 @@ def test_a_stopped_training_ends_with_the_same_autoencoder(tmp_path, pictures):
     # now only read
     again = trained_autoencoder(tmp_path / "parts", SHAPE, pictures, CONFIG, CPU, save_every=100)
     assert again == part and len(steps) == 4
-
-
-def test_the_decoder_alone_goes_on_learning_and_resumes(tmp_path, pictures):
-    start = trained_autoencoder(tmp_path / "start", SHAPE, pictures, CONFIG, CPU, save_every=100)
-    config = replace(CONFIG, steps=3, batch_size=1, clip_frames=4, thumbnail_weight=0.0)
-    steps = []
-
-    def learn(folder, stop):
-        watch = Watch(log=lambda step, loss: steps.append(step), stop=stop)
-        return whole_orbit_decoder(tmp_path / folder, start, pictures, config, CPU, 100, watch)
-
-    whole = learn("whole", lambda: False)
-    assert learn("parts", lambda: len(steps) == 5) is None
-    parts = learn("parts", lambda: False)
-    assert steps == [1, 2, 3, 1, 2, 3]
-    before, after, resumed = (read_part(part, "sgm") for part in (start, whole, parts))
-    assert all(torch.equal(after[name], resumed[name]) for name in after)
-    moved = {name for name in before if not torch.equal(before[name], after[name])}
-    assert moved == {name for name in before if name.startswith("decoder.")}
 
 
 def test_bfloat16_is_asked_for_or_comes_with_cuda(pictures):

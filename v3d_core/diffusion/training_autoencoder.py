@@ -14,7 +14,7 @@ from ..progress import Progress, silent
 from .checkpoint import ModelPart, require_part
 from .layout import VaeShape
 from .training_data import encode_latents
-from .training_networks import load_network, new_vae
+from .training_networks import new_vae
 from .training_store import load_progress, save_progress, write_model
 from .training_vae import VaeTrainConfig, VaeTrainer, normalise_latents
 
@@ -60,6 +60,9 @@ class Watch:
     progress: Progress = silent
 
 
+UNWATCHED = Watch()
+
+
 def trained_autoencoder(
     folder: Path,
     shape: VaeShape,
@@ -67,7 +70,7 @@ def trained_autoencoder(
     config: VaeTrainConfig,
     device: torch.device,
     save_every: int,
-    watch: Watch = Watch(),
+    watch: Watch = UNWATCHED,
     graph: bool = True,
 ) -> ModelPart | None:
     """An autoencoder from the folder, or trained now; None when it was stopped before the end.
@@ -96,55 +99,18 @@ def trained_autoencoder(
                 for parameter, average in zip(trainer.parameters, trainer.average, strict=True):
                     average.copy_(parameter.detach())
 
-        if not _train(trainer, folder, pictures, save_every, watch, centre):
+        clips = PictureClips(pictures, device)
+        if not train(trainer, folder, lambda: trainer.update(clips), save_every, watch, centre):
             return None
         normalise_latents(trainer.vae, _some_latents(trainer.vae, pictures), False)
         write_model(path, {"vae": (shape, trainer.vae)}, torch.float32)
     return require_part(path, "vae")
 
 
-def whole_orbit_decoder(
-    folder: Path,
-    start: ModelPart,
-    pictures: Tensor,  # [N, T, S, S, 3] uint8
-    config: VaeTrainConfig,
-    device: torch.device,
-    save_every: int,
-    watch: Watch = Watch(),
-    graph: bool = True,
-) -> ModelPart | None:
-    """An autoencoder whose decoder goes on learning, on whole orbits; its encoder stays.
-
-    Convolutions along time see past the ends of short clips. A decoder that has seen those alone
-    gives whole orbits wrong colours: V3D-nano's lost 3.6 dB and turned one frame pink.
-
-    Args:
-        folder: As in `trained_autoencoder`, another one.
-        start: An autoencoder.
-        pictures: What it learns.
-        config: Settings; `clip_frames` should be what is decoded at a time later.
-        device: Where it learns.
-        save_every: Steps between two states.
-        watch: Sees it.
-        graph: As in `trained_autoencoder`.
-    """
-    path = folder / VAE_FILE
-    if not path.exists():
-        vae = load_network(start).to(device)
-        vae.encoder.requires_grad_(False)
-        vae.quant_conv.requires_grad_(False)
-        vae.decoder.requires_grad_(True)
-        trainer = VaeTrainer(vae, config, graph and device.type == "cuda")
-        if not _train(trainer, folder, pictures, save_every, watch):
-            return None
-        write_model(path, {"vae": (start.shape, vae)}, torch.float32)
-    return require_part(path, "vae")
-
-
-def _train(
+def train(
     trainer: VaeTrainer,
     folder: Path,
-    pictures: Tensor,
+    update: Callable[[], Tensor],
     save_every: int,
     watch: Watch,
     before: Callable[[int], None] = lambda step: None,
@@ -152,10 +118,9 @@ def _train(
     """All steps, from the folder's state on; False when stopped. The averages are taken then."""
     config = trainer.config
     load_progress(folder, trainer)
-    clips = PictureClips(pictures, trainer.device)
     while trainer.step < config.steps:
         before(trainer.step)
-        loss = trainer.update(clips)
+        loss = update()
         watch.log(trainer.step, loss)
         stopped = watch.stop()
         if stopped or trainer.step % save_every == 0:

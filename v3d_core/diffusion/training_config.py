@@ -19,12 +19,14 @@ from .layout import ClipShape, UNetShape, VaeShape
 from .model_files import ModelParts
 from .training import TrainConfig
 from .training_cache import OrbitPictures, digest_of
+from .training_decoder import DECODER_TRAINING, HIGHEST_SIGMA
 from .training_processes import Processes
 from .training_vae import VaeTrainConfig
 from .training_validation import ValidationConfig
 
 RUN_FILE, MODEL_FILE, LORA_FILE = "run.json", "model.safetensors", "lora.safetensors"
-STATE_FOLDER, AUTOENCODER_FOLDER, SHEET_FOLDER = "state", "autoencoder", "validation"
+STATE_FOLDER, SHEET_FOLDER = "state", "validation"
+AUTOENCODER_FOLDER, DECODER_FOLDER = "autoencoder", "decoder"
 
 LONGEST_VALUE = 200  # characters of one in an error
 
@@ -33,12 +35,18 @@ StageProgress = Callable[[str], AbstractContextManager[Progress]]
 
 @dataclass(frozen=True)
 class Scratch:
-    """A model that starts from nothing: its widths and how its autoencoder is trained."""
+    """A model that starts from nothing: its widths and how its autoencoder is trained.
+
+    `decoder` is how its decoder ends, on orbits that the finished UNet makes from noise levels up to
+    `decoder_sigma`; None leaves it as it was.
+    """
 
     unet: UNetShape = field(default_factory=UNetShape)
     vae: VaeShape = field(default_factory=VaeShape)
     clip: ClipShape = field(default_factory=ClipShape)
     autoencoder: VaeTrainConfig = field(default_factory=VaeTrainConfig)
+    decoder: VaeTrainConfig | None = DECODER_TRAINING
+    decoder_sigma: float = HIGHEST_SIGMA
 
     def __post_init__(self) -> None:
         """Refuse before the training what no model file could hold after it."""

@@ -52,15 +52,24 @@ class EncodedOrbits:
 
     def load(self, rows: Tensor, device: torch.device) -> OrbitBatch:
         """The orbits of rows [B, 2] as `draw` makes them."""
-        home, frames = self.latents.device, self.latents.shape[1]
-        chosen, front = rows.to(home).unbind(1)
-        order = (front[:, None] + torch.arange(frames, device=home)) % frames
-        latents = self.latents[chosen[:, None], order].to(device)
+        chosen, front = rows.to(self.latents.device).unbind(1)
+        latents = self.latents[chosen[:, None], self._order(front)].to(device)
         if self.tokens is not None:
             return OrbitBatch(latents, tokens=self.tokens[chosen, front].to(device).float())
         assert self.pictures is not None
         pictures = self.pictures[chosen, front].to(device)
         return OrbitBatch(latents, pictures=pictures.float() / 255)
+
+    def frames(self, rows: Tensor, device: torch.device) -> Tensor:  # [B, T, S, S, 3] uint8
+        """The pictures of all frames of rows [B, 2], in the order of their latents."""
+        if self.pictures is None:
+            raise ValueError("these orbits have tokens instead of pictures")
+        chosen, front = rows.to(self.pictures.device).unbind(1)
+        return self.pictures[chosen[:, None], self._order(front)].to(device)
+
+    def _order(self, front: Tensor) -> Tensor:  # [B] -> [B, T]
+        frames = self.latents.shape[1]
+        return (front[:, None] + torch.arange(frames, device=front.device)) % frames
 
 
 @torch.no_grad()

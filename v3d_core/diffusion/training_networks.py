@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -12,12 +14,7 @@ from .diffusers_backend import build_image_encoder, build_unet, build_vae
 from .diffusers_configs import identity_quant_conv
 from .layout import ClipShape, UNetShape, VaeShape
 
-REPEATED_BLOCKS = (
-    "ResnetBlock2D",
-    "TemporalResnetBlock",
-    "BasicTransformerBlock",
-    "TemporalBasicTransformerBlock",
-)
+REPEATED_BLOCKS = ("SpatioTemporalResBlock", "TransformerSpatioTemporalModel")
 
 
 def load_network(part: ModelPart, dtype: torch.dtype = torch.float32) -> Any:
@@ -45,9 +42,11 @@ def halve_frozen_layers(network: nn.Module) -> None:
 
 
 def compile_blocks(unet: nn.Module) -> int:
-    """Let torch.compile make kernels for the repeated blocks, not the whole; how many there are.
+    """Let torch.compile make kernels for the UNet's blocks; how many there are.
 
-    Blocks of one class and size share them, so a minute is enough where the whole takes many.
+    Blocks of one class and size share them. A step of 64 of V3D-nano's orbits on an H200, replayed
+    as a CUDA graph, takes 109 ms; 122 with the blocks' parts compiled instead, 110 with the whole
+    UNet, 117 with weights in channels_last, and about 198 as it is written. The first takes 100 s.
     """
     import torch._dynamo
 
@@ -58,6 +57,14 @@ def compile_blocks(unet: nn.Module) -> int:
             count += 1
     torch._dynamo.config.recompile_limit = max(count, torch._dynamo.config.recompile_limit)
     return count
+
+
+@contextmanager
+def as_written() -> Iterator[None]:
+    """Compiled blocks run as they are written meanwhile: for few runs, or other sizes and types."""
+    stance = getattr(torch.compiler, "set_stance", None)  # torch 2.6
+    with stance("force_eager") if stance else nullcontext():  # older ones compile once more
+        yield
 
 
 def new_unet(shape: UNetShape, seed: int) -> Any:

@@ -21,12 +21,11 @@ from torch import Tensor
 from ..backends import load_lpips
 from ..progress import Progress, silent
 from .bundled import TRAINING_CARD
-from .checkpoint import ModelPart, require_part
+from .checkpoint import ModelPart
 from .layout import UNetShape
 from .lora import Lora, merged_unet, write_lora
 from .model_files import ModelParts
 from .training import OrbitTrainer
-from .training_autoencoder import VAE_FILE, Watch, trained_autoencoder
 from .training_cache import encoded_orbits, kept_pictures, on_white
 from .training_config import (
     AUTOENCODER_FOLDER,
@@ -46,6 +45,7 @@ from .training_data import EncodedOrbits, encode_latents, encode_tokens
 from .training_log import TrainingLog
 from .training_networks import halve_frozen_layers, load_network, new_image_encoder, new_unet
 from .training_processes import Processes
+from .training_scratch import ScratchStages, finite
 from .training_store import Weights, load_progress, save_progress, saved_step, write_model
 from .training_validation import ValidationStopped, validate, write_sheet
 
@@ -103,7 +103,9 @@ class TrainingRun:
         """Do what is not done yet."""
         start, first = self.start, self.processes.first
         pictures: Tensor | None = None
+        stages: ScratchStages | None = None
         if isinstance(start, Scratch):
+            stages = self._scratch_stages(start)
             with self._stage("read") as progress:
                 pictures = kept_pictures(
                     self.folder,
@@ -112,7 +114,7 @@ class TrainingRun:
                     self.processes,
                     self._stoppable(progress),
                 )
-            vae = self._autoencoder(start, pictures)
+            vae = stages.autoencoder(pictures)
             if vae is None:
                 step = saved_step(self.folder / AUTOENCODER_FOLDER) or 0
                 return Outcome(False, step, {}, {}, self._report())
@@ -126,6 +128,14 @@ class TrainingRun:
         scores: dict[str, float | None] = {}
         with self._stage("train") as progress:
             finished = self._learn(trainer, encoded, log, check, scores, progress)
+        if finished and stages is not None:
+            better = stages.decoder(vae, trainer, encoded)
+            finished, vae = better is not None, better or vae
+            check = self._validation(vae, clip, log) if first and finished else None
+        if finished:
+            if check is not None:
+                scores.update(check(trainer))
+            self.processes.wait()
         files: dict[str, Path] = {}
         if first and finished:
             files = self._write(trainer, lora, vae, clip)
@@ -136,33 +146,16 @@ class TrainingRun:
 
     # --- the pieces -----------------------------------------------------------------------------
 
-    def _autoencoder(self, start: Scratch, pictures: Tensor) -> ModelPart | None:
-        """Trained by the first process alone, while the others wait."""
-        place = self.folder / AUTOENCODER_FOLDER
-        place.mkdir(exist_ok=True)
-
-        def train() -> ModelPart | None:
-            log = TrainingLog(place, saved_step(place) or 0)
-
-            def tell(step: int, loss: Tensor) -> None:
-                if step % self.config.log_every == 0:
-                    log.add(step, loss=_finite(loss, step))
-
-            with self._stage("autoencoder") as progress:
-                return trained_autoencoder(
-                    place,
-                    start.vae,
-                    pictures,
-                    start.autoencoder,
-                    self.device,
-                    self.config.save_every,
-                    Watch(tell, self._time_is_up, progress),
-                )
-
-        part = train() if self.processes.first else None
-        if self.processes.any(self.processes.first and part is None):
-            return None
-        return part or require_part(place / VAE_FILE, "vae")
+    def _scratch_stages(self, start: Scratch) -> ScratchStages:
+        return ScratchStages(
+            self.folder,
+            start,
+            self.config,
+            self.device,
+            self.processes,
+            self._stage,
+            self._time_is_up,
+        )
 
     def _encoded(
         self, vae: ModelPart, clip: ModelPart | None, pictures: Tensor | None
@@ -247,7 +240,7 @@ class TrainingRun:
             losses.append(trainer.update(encoded))
             step = trainer.step
             if step % config.log_every == 0 or step == config.training.steps:
-                loss = _finite(processes.mean(torch.stack(losses).mean()), step)
+                loss = finite(processes.mean(torch.stack(losses).mean()), step)
                 now = time.perf_counter()
                 if log is not None:
                     log.add(
@@ -265,7 +258,6 @@ class TrainingRun:
                 look()
                 since = time.perf_counter()
             progress(step, config.training.steps, text=text)
-        look()
         return True
 
     def _validation(
@@ -378,13 +370,3 @@ def _check_size(start: ModelParts | Scratch, data: Data) -> None:
             f"the frames are {width}x{height}; this model takes squares with a side of a multiple "
             f"of {multiple}. Make the data again with v3d orbit-data --size"
         )
-
-
-def _finite(loss: Tensor, step: int) -> float:
-    value = float(loss)
-    if not math.isfinite(value):
-        raise RuntimeError(
-            f"the loss is {value} at step {step}: the training has diverged. Go on from the last "
-            "saved state with a smaller --learning-rate, or in --precision float32"
-        )
-    return value

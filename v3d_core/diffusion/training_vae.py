@@ -72,21 +72,32 @@ def vae_loss(
     sample = mean + (0.5 * logvar).exp() * noise
     indicator = torch.zeros(len(pictures), frames, device=flat.device)
     made = vae.decoder(sample, indicator, frames).float()
-    error = made - flat
-    thumbnail = thumbnail_loss(mean, flat)
-    across = (error[..., 1:] - error[..., :-1]).abs().mean()
-    down = (error[..., 1:, :] - error[..., :-1, :]).abs().mean()
     # of the latents as the UNet sees them, or the loss would pull their scale away from SVD's
+    thumbnail = thumbnail_loss(mean, flat)
     mean, logvar = mean * LATENT_SCALE, logvar + 2 * math.log(LATENT_SCALE)
     kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).sum(dim=(1, 2, 3)).mean()
     # Rombach et al. weigh sums over a picture, the errors here are means over its values
     values = flat[0].numel()
     return (
+        reconstruction_loss(made, flat, config)
+        + config.kl_weight * kl / values
+        + thumbnail_weight * thumbnail
+    )
+
+
+def reconstruction_loss(
+    made: Tensor,  # [N, 3, S, S]
+    true: Tensor,  # [N, 3, S, S]
+    config: VaeTrainConfig,
+) -> Tensor:  # []
+    """Squared and absolute error of pictures in [-1, 1], and of their outlines."""
+    error = made - true
+    across = (error[..., 1:] - error[..., :-1]).abs().mean()
+    down = (error[..., 1:, :] - error[..., :-1, :]).abs().mean()
+    return (
         error.square().mean()
         + config.l1_weight * error.abs().mean()
         + config.edge_weight * (across + down)
-        + config.kl_weight * kl / values
-        + thumbnail_weight * thumbnail
     )
 
 
@@ -128,7 +139,17 @@ class VaeTrainer:
             generator=generator,
             device=self.device,
         )
-        inputs = (pictures, noise, torch.tensor(self.thumbnail_weight(), device=self.device))
+        return self.learn(
+            pictures, noise, torch.tensor(self.thumbnail_weight(), device=self.device)
+        )
+
+    def loss(self, pictures: Tensor, noise: Tensor, thumbnail: Tensor) -> Tensor:  # []
+        """What a step makes smaller."""
+        return vae_loss(self.vae, pictures, self.config, noise, thumbnail)
+
+    def learn(self, *inputs: Tensor) -> Tensor:  # []
+        """One step on what `loss` takes; the loss before it, not synchronised."""
+        config = self.config
         if self.captured and self._replay is None:
             self._replay = CapturedBackward(self._backward, self.parameters, inputs)
         loss = (self._replay or self._backward)(*inputs)
@@ -144,11 +165,11 @@ class VaeTrainer:
         torch._foreach_lerp_(self.average, weights, 1 - decay)  # pyright: ignore
         return loss
 
-    def _backward(self, pictures: Tensor, noise: Tensor, thumbnail: Tensor) -> Tensor:  # []
+    def _backward(self, *inputs: Tensor) -> Tensor:  # []
         precision, kind = self.config.precision, self.device.type
         half = precision == "bfloat16" or (precision == "auto" and kind == "cuda")
         with torch.autocast(kind, torch.bfloat16, half):
-            loss = vae_loss(self.vae, pictures, self.config, noise, thumbnail)
+            loss = self.loss(*inputs)
         loss.backward()
         return loss.detach()
 

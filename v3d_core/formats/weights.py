@@ -196,7 +196,7 @@ def write_safetensors(
                     f"{expected} there; give its names in its order, with its shapes"
                 )
             data = tensor.detach().to("cpu", layout[name][0]).contiguous()
-            raw = data.reshape(-1, 1).view(torch.uint8)  # [elements, bytes of each]
+            raw = data.view(-1).view(torch.uint8).view(-1, data.element_size())
             file.write((raw.flip(1) if sys.byteorder == "big" else raw).numpy().data)
             del tensor, data, raw  # before the next one is made
         if missing := list(due_names):
