@@ -195,7 +195,7 @@ class V3DSampleOrbit(io.ComfyNode):
                     max=100.0,
                     step=0.1,
                     tooltip="How strictly frames follow the picture; far too high oversaturates. "
-                    "V3D takes 3.5 to 4.5, V3D-nano 1.5.",
+                    "V3D takes 3.5 to 4.5, V3D-nano 1.",
                 ),
                 io.Float.Input(
                     "min_scale",

@@ -38,8 +38,7 @@ from .cli_train import add_train_command
 from .cli_train_data import add_train_data_command
 from .demo_picture import PICTURE as DEMO_PICTURE
 from .demo_picture import orbit_scores, true_orbit
-from .diffusion.bundled import NANO
-from .diffusion.orbit import OrbitConfig
+from .diffusion.bundled import NANO, NANO_STEPS
 from .formats.ply import write_splat_ply
 from .formats.views import has_split
 from .generate import BAD_INPUT
@@ -92,8 +91,9 @@ def build_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="start from a shipped orbit of rendered pictures instead; no video model runs",
     )
-    steps = OrbitConfig().sampler.steps
-    demo.add_argument("--steps", type=int, default=steps, help="of the video model; %(default)s")
+    demo.add_argument(
+        "--steps", type=int, default=NANO_STEPS, help="of the video model; %(default)s"
+    )
     _add_fit_options(demo, preset="normal")
     demo.set_defaults(run=run_demo)
 

@@ -105,7 +105,9 @@ def add_orbit_options(parser: argparse.ArgumentParser) -> None:
     )
 
     sampling = parser.add_argument_group("sampling")
-    sampling.add_argument("--steps", type=int, default=orbit.sampler.steps, help="%(default)s")
+    sampling.add_argument(
+        "--steps", type=int, help=f"default: the model's, {orbit.sampler.steps} of V3D"
+    )
     guidance = orbit.guidance
     sampling.add_argument(
         "--guidance", choices=GUIDANCE_KINDS, default=guidance.kind, help="%(default)s"
@@ -253,8 +255,10 @@ def chosen_orbit_config(
     """The settings of an orbit with the options that were given."""
     suits = Guidance().scale if trained is None or trained.scale is None else trained.scale
     scale = suits if options.scale is None else options.scale
+    suits = SamplerConfig.steps if trained is None or trained.steps is None else trained.steps
+    steps = suits if options.steps is None else options.steps
     return OrbitConfig(
-        SamplerConfig(steps=options.steps),
+        SamplerConfig(steps=steps),
         Guidance(options.guidance, scale, options.min_scale),
         ConditioningConfig(
             num_frames=options.num_frames,

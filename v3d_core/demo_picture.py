@@ -26,10 +26,10 @@ from .training.tracing import render_orbits
 
 FOLDER = Path(__file__).parent / "data" / "demo_picture"
 PICTURE = FOLDER / "r_000.png"
-SEED = 15  # of `random_objects`; V3D-nano was trained on 1,000,000 and above
+SEED = 6  # of `random_objects`; V3D-nano was trained on 1,000,000 and above
 SIZE = 256  # px
 SUPERSAMPLE = 4  # rays along each side of a pixel
-FRAMINGS = 4  # times the object is moved into the middle; the last ones change nothing
+FRAMINGS = 5  # times the object is moved into the middle; the last ones change nothing
 
 
 def true_orbit(size: int) -> Views:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from .cameras import Orbit, orbit_cameras
 from .cli_shared import say
+from .diffusion.bundled import NANO_SCALE, NANO_STEPS
 from .diffusion.conditioning import LATENT_SCALE, ConditioningConfig, clip_pixels
 from .diffusion.diffusers_backend import DiffusersModel, load_diffusers_model
 from .diffusion.edm import SamplerConfig, v_scalings
@@ -111,7 +112,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Score a small orbit model.")
     parser.add_argument("model", type=Path)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--scales", type=float, nargs="+", default=[1.0, 1.5, 2.0])
+    parser.add_argument("--scales", type=float, nargs="+", default=[NANO_SCALE])
+    parser.add_argument("--steps", type=int, default=NANO_STEPS)
     parser.add_argument("--objects", type=int, default=len(VALIDATION_SEEDS))
     parser.add_argument("--consistency", type=int, default=0, help="objects to fit splats to")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -137,7 +139,7 @@ def main() -> None:
     report: dict[str, Any] = {"autoencoder": float(psnr_of_frames(again, true).mean())}
     for scale in options.scales:
         start = time.perf_counter()
-        made = sample_many(model, true[:, 0], scale, seed=0)
+        made = sample_many(model, true[:, 0], scale, seed=0, steps=options.steps)
         scores = psnr_of_frames(made, true)
         mirrored = psnr_of_frames(made, true[:, [0, *range(true.shape[1] - 1, 0, -1)]])
         report[f"scale {scale}"] = {

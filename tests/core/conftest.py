@@ -22,6 +22,7 @@ def _load(name):
 tiny_models = _load("tiny_models")
 _load("live_tensors")
 _load("mesh_samples")
+_load("small_fields")
 _load("small_training")
 
 

@@ -4,30 +4,10 @@ import json
 
 import pytest
 import torch
+from small_fields import small_field
 
 from v3d_core.formats.weights import WeightsError, open_weights, write_safetensors
-from v3d_core.neus.field import SDFField
-from v3d_core.neus.grid import HashGrid
 from v3d_core.neus.store import FORMAT, load_field, save_field
-
-
-def small_field(view_direction=False) -> SDFField:
-    generator = torch.Generator().manual_seed(3)
-    start = torch.randn(4, 8, 8, 8, generator=generator)
-    field = SDFField(
-        torch.tensor([0.1, -0.2, 0.3]),
-        0.9,
-        start,
-        HashGrid(levels=3, base=4, finest=16, log2_entries=8),
-        hidden=8,
-        view_direction=view_direction,
-        generator=generator,
-    )
-    with torch.no_grad():
-        for parameter in field.parameters():
-            parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
-        field.level_weights[-2:] = 0.5
-    return field
 
 
 @pytest.mark.parametrize("view_direction", [False, True])

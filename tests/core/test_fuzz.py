@@ -2,7 +2,8 @@
 
 Every reader may refuse (ValueError or OSError, whose text names the file) or succeed; it may raise
 nothing else. `V3D_FUZZ=2000` tries so many of each kind, from another seed each time:
-`V3D_FUZZ=2000 V3D_FUZZ_SEED=7 python -m pytest tests/core/test_fuzz.py`.
+`V3D_FUZZ=2000 V3D_FUZZ_SEED=7 python -m pytest tests/core/test_fuzz.py`. `fuzz_coverage.py` beside
+this looks for inputs that reach new lines instead.
 """
 
 import os
@@ -17,6 +18,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from small_fields import small_field
 
 from v3d_core.backends import MissingPackageError
 from v3d_core.cameras import Orbit, orbit_cameras
@@ -28,6 +30,7 @@ from v3d_core.formats.transforms import cameras_for, read_transforms
 from v3d_core.formats.video import decode_video, write_video
 from v3d_core.formats.views import load_views, save_views
 from v3d_core.formats.weights import open_weights, write_safetensors
+from v3d_core.neus.store import load_field, save_field
 from v3d_core.structures import GaussianSplats, Mesh, Views
 
 TRIES = int(os.environ.get("V3D_FUZZ", "30"))
@@ -94,7 +97,11 @@ def read_folder(path):
 @pytest.fixture(scope="module")
 def originals(tmp_path_factory):
     """Valid files by kind: path, and what reads it."""
-    folder = tmp_path_factory.mktemp("valid")
+    return write_originals(tmp_path_factory.mktemp("valid"))
+
+
+def write_originals(folder):
+    """Valid files of all kinds in a folder: path, and what reads it."""
     for suffix in ("glb", "obj", "ply", "stl"):
         write_mesh(folder / f"mesh.{suffix}", small_mesh(texture=suffix in ("glb", "obj")))
     write_splat_ply(folder / "splats.ply", small_splats())
@@ -105,6 +112,7 @@ def originals(tmp_path_factory):
     write_safetensors(folder / "w.safetensors", tensors, layout, {"made": "by a test"})
     torch.save({"state_dict": tensors}, folder / "w.ckpt")
     torch.save({"state_dict": tensors}, folder / "old.pt", _use_new_zipfile_serialization=False)
+    save_field(folder / "field.safetensors", small_field())
     picture = sorted((folder / "views").glob("*.png"))[0]
     return {
         "glb": (folder / "mesh.glb", read_mesh),
@@ -119,11 +127,13 @@ def originals(tmp_path_factory):
         "safetensors": (folder / "w.safetensors", read_all_weights),
         "pickle": (folder / "w.ckpt", read_all_weights),
         "old_pickle": (folder / "old.pt", read_all_weights),
+        "field": (folder / "field.safetensors", load_field),
     }
 
 
 KINDS = (
-    "glb obj mesh_ply stl splat_ply transforms data_set picture video safetensors pickle old_pickle"
+    "glb obj mesh_ply stl splat_ply transforms data_set picture video safetensors pickle old_pickle "
+    "field"
 ).split()
 
 

@@ -16,6 +16,7 @@ from v3d_core.diffusion.bundled import (
     NANO_FILE,
     NANO_SCALE,
     NANO_SHA256,
+    NANO_STEPS,
     TRAINING_CARD,
     TrainedFor,
     nano_file,
@@ -42,7 +43,6 @@ from v3d_core.training.tracing import render_orbits
 
 KINDS = ("unet", "vae", "clip")
 SIZE = 128
-STEPS = 6  # with 25 the aeroplane has 28.1 dB in frame 0 and 22.2 in the mean
 
 
 @pytest.fixture(scope="module")
@@ -72,8 +72,8 @@ def test_the_card_says_what_the_weights_were_trained_on():
         tensors = {name: file.read(name, torch.float32) for name in file}
     assert card["recipe"]["size"] == SIZE
     assert card["recipe"]["first_seed"] > demo_picture.SEED  # the demo's object was not trained on
-    # of these weights: the clock stopped them 15 steps early, as docs/nano.md says
-    assert (card["step"], card["recipe"]["training"]["steps"]) == (4250, 4265)
+    # of these weights: the clock stopped them early, as docs/nano.md says
+    assert (card["step"], card["recipe"]["training"]["steps"]) == (8600, 8826)
     assert all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values())
 
 
@@ -121,8 +121,10 @@ def test_nano_is_sampled_with_its_own_size_and_guidance(capsys, monkeypatch, tmp
     monkeypatch.chdir(tmp_path)
     config, prepare = chosen()
     assert (prepare.size, config.guidance.scale) == (SIZE, NANO_SCALE)
+    assert config.sampler.steps == NANO_STEPS
     assert capsys.readouterr().err == ""
-    config, prepare = chosen("--size", "512", "--scale", "3.5")
+    config, prepare = chosen("--size", "512", "--scale", "3.5", "--steps", "9")
+    assert config.sampler.steps == 9
     assert (prepare.size, config.guidance.scale) == (512, 3.5)
     said = capsys.readouterr().err
     assert "V3D-nano makes frames of 128 px, not of 512 px" in said
@@ -177,10 +179,10 @@ def test_the_demo_picture_is_prepared_without_moving_it():
 
 @pytest.fixture(scope="module")
 def sampled(parts):
-    """Frames of an aeroplane, whose way of turning is plain to see, with few steps."""
+    """Frames of an aeroplane, whose way of turning is plain to see."""
     model = load_diffusers_model(parts, torch.device("cpu"))
     true = render_pictures(range(1), SIZE, torch.device("cpu"))[0].float() / 255
-    config = OrbitConfig(SamplerConfig(steps=STEPS), Guidance(scale=NANO_SCALE))
+    config = OrbitConfig(SamplerConfig(steps=NANO_STEPS), Guidance(scale=NANO_SCALE))
     return sample_orbit(model, true[:1], config, 0).frames, true
 
 

@@ -12,8 +12,9 @@ from .guidance import Guidance
 
 NANO = "nano"  # its name on the command line
 NANO_FILE = Path(__file__).resolve().parents[1] / "data" / "v3d_nano.safetensors"
-NANO_SHA256 = "bf1a7dc577acaa97161252cc5c5ec9dc0b5907bffe9b359a576282ba7c95f753"
-NANO_SCALE = 1.5  # guidance; see docs/nano.md
+NANO_SHA256 = "1cd73e3c1c3c9b49b01784141ea4efba341668140197956dfc0cb670320cc4b3"
+NANO_SCALE = 1.0  # guidance: none; see docs/nano.md
+NANO_STEPS = 6  # of the sampler; see docs/nano.md
 CARD = "v3d_nano"  # entry of the metadata, JSON; `v3d convert` keeps it
 TRAINING_CARD = "v3d_training"  # the same of models that `v3d train` made
 
@@ -26,11 +27,13 @@ class TrainedFor:
         name: What the model is called in messages.
         size: Side of its frames, px.
         scale: Guidance that suits it; None where nobody tried.
+        steps: Of the sampler that suit it; None where nobody tried.
     """
 
     name: str
     size: int
     scale: float | None
+    steps: int | None = None
 
     def advice(self, size: int, guidance: Guidance) -> list[str]:
         """A sentence for each setting that the model was not made for."""
@@ -70,7 +73,8 @@ def trained_for(path: Path) -> TrainedFor | None:
     try:
         said = {name: json.loads(text) for name, text in cards.items()}
         if CARD in said:
-            return TrainedFor("V3D-nano", int(said[CARD]["recipe"]["size"]), NANO_SCALE)
+            size = int(said[CARD]["recipe"]["size"])
+            return TrainedFor("V3D-nano", size, NANO_SCALE, NANO_STEPS)
         size = said.get(TRAINING_CARD, {}).get("size")  # fine-tuned models have none: V3D's numbers
         return None if size is None else TrainedFor(path.name, int(size), None)
     except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -93,21 +93,26 @@ class DiffusersModel:
         net: Any = self.unet
         dtype, frames = next(net.parameters()).dtype, condition.config.num_frames
         scales = guidance.scales(frames).to(self.device)
-        token = torch.cat([torch.zeros_like(condition.token), condition.token])
-        latent = torch.cat([torch.zeros_like(condition.latent), condition.latent])
+        token, latent = condition.token, condition.latent
+        guided = bool((scales != 1).any())  # else the unconditional half would count for nothing
+        if guided:
+            token = torch.cat([torch.zeros_like(token), token])
+            latent = torch.cat([torch.zeros_like(latent), latent])
         latent = latent[:, None].expand(-1, frames, -1, -1, -1)
         numbers = condition.config
         ids = torch.tensor([[numbers.fps_id, numbers.motion_bucket_id, numbers.cond_aug]])
         token, latent = token.to(self.device, dtype), latent.to(self.device, dtype)
-        ids = ids.expand(2, -1).to(self.device)  # stays float32: its sinusoids need the digits
+        ids = ids.expand(len(token), -1).to(
+            self.device
+        )  # stays float32: its sinusoids need the digits
 
         def denoise(x: Tensor, sigma: Tensor) -> Tensor:
             c_skip, c_out, c_in, c_noise = v_scalings(sigma.float())
-            noisy = (c_in * x).to(dtype)[None].expand(2, -1, -1, -1, -1)
+            noisy = (c_in * x).to(dtype)[None].expand(len(token), -1, -1, -1, -1)
             batch = torch.cat([noisy, latent], dim=2)  # [uncond, cond] of [T, 8, h, w]
             predicted = net(batch, c_noise, token, ids, return_dict=False)[0].float()
-            uncond, cond = c_out * predicted + c_skip * x
-            return guide(uncond, cond, scales)
+            made = c_out * predicted + c_skip * x
+            return guide(made[0], made[1], scales) if guided else made[0]
 
         return denoise
 

@@ -170,6 +170,7 @@ def test_the_template_makes_a_splat_and_a_textured_mesh_as_it_is(server, object_
         pack("v3d_core.diffusion.bundled").nano_file()
     )
     assert prompt[orbit]["inputs"]["scale"] == trained.scale
+    assert prompt[orbit]["inputs"]["steps"] == trained.steps
     assert prompt[only(prompt, "V3DPrepareImage")]["inputs"]["size"] == trained.size
     prompt["frames"] = node("PreviewImage", images=[orbit, 0])
     worker = psutil.Process(server.process.pid)

@@ -87,7 +87,7 @@ V3D_FILE_NAMES = {"model_name": V3D_CKPT["name"], "clip_vision_name": SVD_XT["na
 
 LANE = 1150  # px: the frames' way to the texture, below the fit that stands above with its panels
 RENDER = {"width": 512, "height": 512, "frames": 18, "sharpen": 1.0, "background": "#ffffff"}
-NANO_SIZE, NANO_SCALE = 128, 1.5  # px and guidance: v3d_core/diffusion/bundled.py
+NANO_SIZE, NANO_SCALE, NANO_STEPS = 128, 1.0, 6  # v3d_core/diffusion/bundled.py
 SAVE_SPLAT = {"filename_prefix": "3d/V3D_splat"}
 PICTURE, BELOW_SAMPLER = 130, 980  # px: see `picture`
 OVER = 150  # px: the VAE's way to the decoder, over what stands lower
@@ -141,7 +141,7 @@ def nano_orbit(top: int) -> dict[int, Node]:
         3: Node("ImageFromBatch", 1, {}, {"image": (1, 1)}, top + PICTURE),
         4: Node("V3DLoadModel", 2, {"model_name": NANO}, {}, top),
         5: Node("V3DPrepareImage", 2, {"size": NANO_SIZE}, {"image": (3, 0)}, top + 220),
-        6: Node("V3DSampleOrbit", 3, {"scale": NANO_SCALE}, sources, top),
+        6: Node("V3DSampleOrbit", 3, {"steps": NANO_STEPS, "scale": NANO_SCALE}, sources, top),
         7: Node("PreviewImage", 3, {}, {"images": (5, 0)}, below, "Cut out, centred"),
     }
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-NANO_SCALE = 1.5  # as in workflow_graphs
+NANO_SCALE, NANO_STEPS = 1.0, 6  # as in workflow_graphs
 
 OWN_FRAMES = """
 ### Your own frames
@@ -124,7 +124,7 @@ back of the object; `scale` 3.5 to 4.5.
 TRY_NOTE = f"""## One picture to a splat and a textured mesh, with nothing to download
 Queue it as it is. *V3D-nano*, a small video model that comes with V3D, turns a camera around the \
 object of the sample picture (18 frames of 128 px); a splat is fitted to them, and a mesh with a \
-texture is made of it. Two cores without a GPU take about two minutes.
+texture is made of it. Two cores without a GPU take about a minute.
 
 ### What to expect
 V3D-nano shows how the whole way works. It has a hundredth of the size of V3D's model and has only \
@@ -138,7 +138,8 @@ background, seen from its front at its own height; for others put *Remove Backgr
 A toy, a mug or a simple figure is nearest to what V3D-nano knows.
 
 ### What V3D-nano is made for
-`size` 128 in *V3D Prepare Image* and `scale` {NANO_SCALE:g} in *V3D Sample Orbit*, as set here. Another \
+`size` 128 in *V3D Prepare Image*, `steps` {NANO_STEPS} and `scale` {NANO_SCALE:g} in *V3D Sample Orbit*, \
+as set here. Another \
 `seed` gives another back of the object.
 {ASSET}"""
 
