@@ -78,7 +78,12 @@ def by_diffusers_scheduler(model, condition, scales, steps=25):
 
 @pytest.mark.parametrize(
     ("guidance", "steps"),
-    [(Guidance(), 25), (Guidance("linear", 3.0, 1.0), 8), (Guidance("triangle", 2.5, 1.0), 8)],
+    [
+        (Guidance(), 25),
+        (Guidance("linear", 3.0, 1.0), 8),
+        (Guidance("triangle", 2.5, 1.0), 8),
+        (Guidance(scale=1.0), 8),
+    ],
 )
 def test_orbits_equal_diffusers_euler_scheduler(model, condition, guidance, steps):
     ours = sampled(model, condition, guidance, steps)
@@ -86,6 +91,17 @@ def test_orbits_equal_diffusers_euler_scheduler(model, condition, guidance, step
     spread = float(theirs.max() - theirs.min())
     assert spread > 1
     assert float((ours - theirs).abs().max()) < 1e-4 * spread
+
+
+def test_without_guidance_the_unconditional_half_is_not_computed(model, condition):
+    seen = []
+    hook = model.unet.register_forward_pre_hook(lambda net, inputs: seen.append(len(inputs[0])))
+    try:
+        for scale in (1.0, 1.5):
+            sampled(model, condition, Guidance(scale=scale), steps=2)
+    finally:
+        hook.remove()
+    assert seen == [1, 1, 2, 2]
 
 
 def test_the_condition_reaches_the_frames(model, condition):
