@@ -125,7 +125,7 @@ def train(
         stopped = watch.stop()
         if stopped or trainer.step % save_every == 0:
             save_progress(folder, trainer)
-        watch.progress(trainer.step, config.steps, text="autoencoder")
+        watch.progress(trainer.step, config.steps)
         if stopped:
             return False
     trainer.take_average()

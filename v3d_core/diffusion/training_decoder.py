@@ -38,7 +38,7 @@ RESAMPLED_PIXELS = 300_000  # of latents that the UNet makes at a time on a GPU:
 LOWEST_SIGMA = 0.2  # below, the UNet gives back what it is given; free choice
 HIGHEST_SIGMA = 5.0  # above, it makes other objects; free choice
 RESAMPLE_STEPS = 8  # as many of V3D's 25 lie below the noise level 2
-_STREAM = 7_368_787  # keeps these random numbers apart from those of the other stages; any prime
+_STREAM = 7_368_787  # keeps the random numbers of (seed, batch of orbits) apart; any large prime
 
 
 class DecoderTrainer(VaeTrainer):
