@@ -18,9 +18,9 @@ from .cli_shared import say
 from .diffusion.bundled import NANO_SCALE, NANO_STEPS
 from .diffusion.conditioning import LATENT_SCALE, ConditioningConfig, clip_pixels
 from .diffusion.diffusers_backend import DiffusersModel, load_diffusers_model
-from .diffusion.edm import SamplerConfig, v_scalings
+from .diffusion.edm import SamplerConfig
 from .diffusion.model_files import find_model
-from .diffusion.sampler import sample_euler
+from .diffusion.sampler import orbits_denoiser, sample_euler
 from .nano import VALIDATION_SEEDS, render_pictures
 from .pose_views import pose_views
 from .splats.config import splat_preset
@@ -51,18 +51,15 @@ def sample_many(
     ids = torch.tensor([[config.fps_id, config.motion_bucket_id, config.cond_aug]], device=device)
     ids = ids.expand(batch, -1)
 
-    def predict(x: Tensor, sigma: Tensor, keep: float) -> Tensor:
-        c_skip, c_out, c_in, c_noise = v_scalings(sigma)
-        inputs = torch.cat([(c_in * x).to(dtype), latent * keep], dim=2)
-        made = unet(inputs, c_noise.expand(batch), token * keep, ids, return_dict=False)[0]
-        return c_out * made.float() + c_skip * x
+    cond = orbits_denoiser(unet, token, latent, ids)
+    uncond = orbits_denoiser(unet, 0 * token, 0 * latent, ids)
 
     def denoise(x: Tensor, sigma: Tensor) -> Tensor:
-        cond = predict(x, sigma, 1.0)
+        made = cond(x, sigma)
         if scale == 1:
-            return cond
-        uncond = predict(x, sigma, 0.0)
-        return uncond + scale * (cond - uncond)
+            return made
+        other = uncond(x, sigma)
+        return other + scale * (made - other)
 
     sigmas = SamplerConfig(steps=steps).sigmas().to(device)
     noise = torch.randn((batch, *latent.shape[1:]), generator=generator).to(device)
@@ -155,14 +152,18 @@ def main() -> None:
             rows += [true[index, ::2], made[index, ::2]]
         sheet(rows, options.out / f"sheet_{scale}.png")
         if options.consistency and scale == options.scales[0]:
-            pairs = [
-                (odd_from_even(true[i], device), odd_from_even(made[i], device))
-                for i in range(options.consistency)
-            ]
+            pairs, without = [], []
+            for i in range(options.consistency):
+                try:
+                    pairs.append((odd_from_even(true[i], device), odd_from_even(made[i], device)))
+                except ValueError as error:  # no flat background
+                    without.append(f"{i}: {error}")
+            count = max(1, len(pairs))
             report["odd_from_even"] = {
-                "true": sum(a for a, _ in pairs) / len(pairs),
-                "made": sum(b for _, b in pairs) / len(pairs),
+                "true": sum(a for a, _ in pairs) / count,
+                "made": sum(b for _, b in pairs) / count,
                 "pairs": [[round(a, 2), round(b, 2)] for a, b in pairs],
+                "left_out": without,
             }
         assert all(math.isfinite(x) for x in scores.flatten().tolist())
     (options.out / "check.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")

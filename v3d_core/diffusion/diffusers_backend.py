@@ -33,12 +33,11 @@ from .diffusers_configs import (
     unet_settings,
     vae_settings,
 )
-from .edm import v_scalings
 from .guidance import Guidance, guide
 from .interrupt import interruptible
 from .layout import ClipShape, UNetShape, VaeShape
 from .model_files import ModelParts
-from .sampler import Denoiser
+from .sampler import Denoiser, orbits_denoiser
 from .temporal_conv import use_temporal_convs
 
 logger = logging.getLogger(__name__)
@@ -102,16 +101,11 @@ class DiffusersModel:
         numbers = condition.config
         ids = torch.tensor([[numbers.fps_id, numbers.motion_bucket_id, numbers.cond_aug]])
         token, latent = token.to(self.device, dtype), latent.to(self.device, dtype)
-        ids = ids.expand(len(token), -1).to(
-            self.device
-        )  # stays float32: its sinusoids need the digits
+        ids = ids.to(self.device)  # stays float32: its sinusoids need the digits
+        branches = orbits_denoiser(net, token, latent, ids.expand(len(token), -1))
 
         def denoise(x: Tensor, sigma: Tensor) -> Tensor:
-            c_skip, c_out, c_in, c_noise = v_scalings(sigma.float())
-            noisy = (c_in * x).to(dtype)[None].expand(len(token), -1, -1, -1, -1)
-            batch = torch.cat([noisy, latent], dim=2)  # [uncond, cond] of [T, 8, h, w]
-            predicted = net(batch, c_noise, token, ids, return_dict=False)[0].float()
-            made = c_out * predicted + c_skip * x
+            made = branches(x[None].expand(len(token), -1, -1, -1, -1), sigma)  # [uncond, cond]
             return guide(made[0], made[1], scales) if guided else made[0]
 
         return denoise

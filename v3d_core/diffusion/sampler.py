@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
+import torch
 from torch import Tensor
+
+from .edm import v_scalings
 
 
 class Denoiser(Protocol):
@@ -25,6 +28,28 @@ class Denoiser(Protocol):
 
 
 StepCallback = Callable[[int, Tensor, Tensor], None]  # step, denoised, x before the step
+
+
+def orbits_denoiser(unet: Any, token: Tensor, latent: Tensor, ids: Tensor) -> Denoiser:
+    """diffusers' UNet with EDM's preconditioning (Karras et al. 2022, eq. 7), without guidance.
+
+    Args:
+        unet: UNetSpatioTemporalConditionModel.
+        token: Projected CLIP embeddings. [B, 1, C]
+        latent: Raw latents of the pictures, for every frame, in the UNet's type. [B, T, 4, h, w]
+        ids: fps id, motion bucket and noise of the pictures. [B, 3]
+
+    Returns:
+        Takes and gives latents [B, T, 4, h, w]; float32.
+    """
+
+    def denoise(x: Tensor, sigma: Tensor) -> Tensor:
+        c_skip, c_out, c_in, c_noise = v_scalings(sigma.float())
+        inputs = torch.cat([(c_in * x).to(latent.dtype), latent], dim=2)
+        made = unet(inputs, c_noise.expand(len(inputs)), token, ids, return_dict=False)[0]
+        return c_out * made.float() + c_skip * x
+
+    return denoise
 
 
 def sample_euler(

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from .checkpoint import ModelPart, require_part
 from .conditioning import LATENT_SCALE, ConditioningConfig
-from .edm import SamplerConfig, v_scalings
-from .sampler import sample_euler
+from .edm import SamplerConfig
+from .sampler import orbits_denoiser, sample_euler
 from .training import OrbitBatch, OrbitTrainer
 from .training_autoencoder import UNWATCHED, VAE_FILE, Watch, train
 from .training_data import EncodedOrbits
@@ -130,18 +130,9 @@ def resampled(
     picture = picture[:, None].expand(-1, frames, -1, -1, -1)
     config = trainer.config
     ids = torch.tensor([[config.fps_id, config.motion_bucket_id, numbers.cond_aug]], device=device)
-    unet: Any = trainer.unet
     with trainer.arithmetic():
         token = trainer.tokens(batch)
-
-        def denoise(x: Tensor, sigma: Tensor) -> Tensor:
-            c_skip, c_out, c_in, c_noise = v_scalings(sigma)
-            inputs = torch.cat([c_in * x, picture], dim=2)
-            made = unet(
-                inputs, c_noise.expand(count), token, ids.expand(count, -1), return_dict=False
-            )
-            return c_out * made[0].float() + c_skip * x
-
+        denoise = orbits_denoiser(trainer.unet, token, picture, ids.expand(count, -1))
         noisy = latents * LATENT_SCALE + sigmas[0] * normal(*latents.shape)
         return sample_euler(denoise, noisy, sigmas) / LATENT_SCALE
 
