@@ -43,6 +43,9 @@ from .reconstruct import prepare_output
 SUMMARY_SECONDS = 10.0  # between summaries while the batch runs
 LOG_LINE_SECONDS = 10.0  # between lines of progress in a log
 TERMINAL_LINE_SECONDS = 0.5  # on a terminal, where it is one line
+WORKERS_PER_GPU = 3  # so that one fits while others unwrap or write, on the CPU
+WORKER_GPU_GIB = 8  # of the GPU's memory for each: 5.5 the video model, 1 a fit, and slack
+WORKER_CORES = 4  # for each of a GPU's workers
 _SHOWN_FAILURES = 10  # the rest is counted
 
 
@@ -62,7 +65,10 @@ def add_batch_command(commands: Any) -> argparse.ArgumentParser:
         help="gets a folder for each; several machines may share it",
     )
     batch.add_argument(
-        "--workers", type=int, metavar="N", help="processes; default: one per CUDA device, else 1"
+        "--workers",
+        type=int,
+        metavar="N",
+        help="processes; default: up to 3 on each CUDA device, as its memory and the cores allow, else 1",
     )
     batch.add_argument(
         "--ray-address",
@@ -122,7 +128,7 @@ class LocalWorkers:
 
     def run(self, items: Sequence[Item], store: BatchFolder, **watching: Any) -> None:
         """Do items; see `batch_workers.run_workers`."""
-        run_workers(items, store, self.make_stages, self.places, **watching)
+        run_workers(items, store, self.make_stages, self.places[: len(items)], **watching)
 
 
 @contextmanager
@@ -180,7 +186,7 @@ def worker_places(device: str, workers: int | None) -> list[dict[str, str]]:
 
     Args:
         device: "auto", "cpu" or "cuda".
-        workers: How many, or None: one per CUDA device, one on a CPU.
+        workers: How many, or None: as many as each CUDA device has room for, one on a CPU.
 
     Raises:
         ValueError: Fewer than one.
@@ -192,13 +198,27 @@ def worker_places(device: str, workers: int | None) -> list[dict[str, str]]:
         count = torch.cuda.device_count()
         given = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
         gpus = given[:count] if len(given) >= count else [str(index) for index in range(count)]
-    places: list[dict[str, str]] = []
-    for slot in range(workers or len(gpus) or 1):
-        places.append({"CUDA_VISIBLE_DEVICES": gpus[slot % len(gpus)]} if gpus else {})
+    if workers is None and gpus:
+        room = [workers_of_gpu(index, len(gpus)) for index in range(len(gpus))]
+        turns = range(WORKERS_PER_GPU)
+        slots = [gpu for turn in turns for gpu, most in zip(gpus, room, strict=True) if turn < most]
+    else:
+        slots = [gpus[slot % len(gpus)] if gpus else "" for slot in range(workers or 1)]
+    places = [{"CUDA_VISIBLE_DEVICES": gpu} if gpu else {} for gpu in slots]
     if len(places) > 1 and "OMP_NUM_THREADS" not in os.environ:
         share = max(1, (os.cpu_count() or 1) // len(places))
         places = [{**place, "OMP_NUM_THREADS": str(share)} for place in places]
     return places
+
+
+def workers_of_gpu(index: int, gpus: int) -> int:
+    """How many workers share a CUDA device: one computes there while others work on the CPU.
+
+    At least one, at most `WORKERS_PER_GPU`, as its memory and its share of the cores allow.
+    """
+    memory = torch.cuda.get_device_properties(index).total_memory // (WORKER_GPU_GIB * 2**30)
+    cores = (os.cpu_count() or 1) // (WORKER_CORES * gpus)
+    return max(1, min(WORKERS_PER_GPU, memory, cores))
 
 
 class Board:

@@ -412,13 +412,35 @@ def test_each_worker_has_its_gpu_and_its_share_of_the_cores(monkeypatch):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     share = {"OMP_NUM_THREADS": "6"}
     first, second = {"CUDA_VISIBLE_DEVICES": "0"}, {"CUDA_VISIBLE_DEVICES": "1"}
+    room = [1, 1]
+    monkeypatch.setattr(cli_batch, "workers_of_gpu", lambda index, gpus: room[index])
     assert cli_batch.worker_places("auto", None) == [first | share, second | share]
+    room[:] = 3, 1  # a large card beside a small one: one after the other, the large one again
+    found = cli_batch.worker_places("auto", None)
+    assert found == [place | {"OMP_NUM_THREADS": "3"} for place in (first, second, first, first)]
     assert cli_batch.worker_places("auto", 1) == [first]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,GPU-x")
     found = [place["CUDA_VISIBLE_DEVICES"] for place in cli_batch.worker_places("auto", 3)]
     assert found == ["5", "GPU-x", "5"]
     with pytest.raises(ValueError, match="--workers is 0"):
         cli_batch.worker_places("auto", 0)
+
+
+@pytest.mark.parametrize(
+    ("gib", "cores", "gpus", "workers"),
+    [(140, 32, 2, 3), (24, 16, 1, 3), (23.6, 16, 1, 2), (24, 16, 4, 1), (8, 64, 1, 1), (6, 2, 2, 1)],
+)
+def test_a_gpu_has_as_many_workers_as_memory_and_cores_allow(
+    monkeypatch, gib, cores, gpus, workers
+):
+    from types import SimpleNamespace
+
+    from v3d_core import cli_batch
+
+    card = SimpleNamespace(total_memory=int(gib * 2**30))
+    monkeypatch.setattr(cli_batch.torch.cuda, "get_device_properties", lambda index: card)
+    monkeypatch.setattr(cli_batch.os, "cpu_count", lambda: cores)
+    assert cli_batch.workers_of_gpu(0, gpus) == workers
 
 
 def test_every_option_of_the_two_commands_is_there():
