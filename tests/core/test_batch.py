@@ -428,7 +428,14 @@ def test_each_worker_has_its_gpu_and_its_share_of_the_cores(monkeypatch):
 
 @pytest.mark.parametrize(
     ("gib", "cores", "gpus", "workers"),
-    [(140, 32, 2, 3), (24, 16, 1, 3), (23.6, 16, 1, 2), (24, 16, 4, 1), (8, 64, 1, 1), (6, 2, 2, 1)],
+    [
+        (140, 32, 2, 3),
+        (24, 16, 1, 3),
+        (23.6, 16, 1, 2),
+        (24, 16, 4, 1),
+        (8, 64, 1, 1),
+        (6, 2, 2, 1),
+    ],
 )
 def test_a_gpu_has_as_many_workers_as_memory_and_cores_allow(
     monkeypatch, gib, cores, gpus, workers
