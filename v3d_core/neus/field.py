@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .encoding import HashGrid, encode
+from .trilinear import interleaved, trilinear
 
 SOFTPLUS_BETA = 100.0  # V3D, as NeuS
 GEOMETRY_FEATURES = 15  # outputs of the distance network that only the colour reads
@@ -81,7 +82,7 @@ class SDFField(nn.Module):
         self.half_size, self.grid, self.hidden = float(half_size), grid, hidden
         self.view_direction = view_direction
         self.register_buffer("centre", centre.detach().clone())
-        self.register_buffer("start", start.detach().clone())
+        self.register_buffer("start", interleaved(start.detach().clone()))
         self.register_buffer("level_weights", torch.ones(grid.width))
 
         def normal(*shape: int, std: float) -> nn.Parameter:
@@ -214,10 +215,7 @@ class SDFField(nn.Module):
 
         Distance and gradient are interpolated one by one: the gradient is smooth that way.
         """
-        values = F.grid_sample(
-            self.start[None], unit.flip(-1)[None, None, None], align_corners=False,
-            padding_mode="border",
-        )[0, :, 0, 0]  # fmt: skip
+        values = trilinear(self.start, unit)
         return values[0], values[1:].T
 
 

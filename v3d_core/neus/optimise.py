@@ -21,6 +21,7 @@ from .losses import (
 )
 from .sampling import PixelPool, place_samples
 from .start import Start
+from .trilinear import interleaved
 from .volume import composite
 
 WARM_UP_STEPS = 3  # before a capture, as torch's documentation of CUDA graphs asks
@@ -49,7 +50,8 @@ class Stepper:
         self.position = torch.zeros(1, dtype=torch.int64, device=device)
         self.anneal = torch.zeros((), device=device)
         self.normal_weight = torch.full((), config.normal_weight, device=device)
-        self.known = start.distance.repeat(2, 1, 1, 1) * field.half_size  # found last, and start
+        # distance found last, and the start's
+        self.known = interleaved(start.distance.repeat(2, 1, 1, 1) * field.half_size)
         # a sphere says nothing about where the object is
         self.band = config.band * field.half_size if config.start == "hull" else math.inf
         near = torch.nonzero(self.known[1] < self.band)

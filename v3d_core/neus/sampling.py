@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..structures import Views
+from .trilinear import trilinear
 
 STEPS_ALONG = 96  # places on a ray at which the last known surface is looked up
 SHARPNESS = 4.0  # of that surface, in steps: it counts over about one step either side
@@ -147,9 +148,7 @@ def place_samples(
     )
     t = near[:, None] + length[:, None] * share
     places = unit_origins[:, None] + unit_directions[:, None] * t[..., None]
-    values = F.grid_sample(
-        known[None], places.flip(-1)[None, None], align_corners=False, padding_mode="border"
-    )[0, :, 0]  # [2, R, K]
+    values = trilinear(known, places)  # [2, R, K]
     in_band = (values[1] < band) & (length > 0)[:, None]
     even = in_band.to(t.dtype)
     density = even / even.sum(-1, keepdim=True).clamp(min=1)
