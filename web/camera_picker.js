@@ -8,6 +8,7 @@ import { MOVED_PX, OrbitDrag } from "./orbit_drag.js";
 import { View, azimuthOf, cameraOf, clamp, customFromOrbit, orbitFromWidgets } from "./orbit_math.js";
 import { HANDLE, KNOB_AT, coloursFor, drawScene, pointsToFit, shownFrames } from "./orbit_scene.js";
 import { element, keepEvents, nodeOf, nodeOfOutput, smallButton } from "./v3d_nodes.js";
+import { word } from "./v3d_words.js";
 
 const NODE = "V3DOrbitCameras";
 const KEY = "v3d_cameras"; // in the node's ui output, and the presets in its definition
@@ -39,7 +40,7 @@ class Picker {
       whiteSpace: "pre", overflow: "hidden", textOverflow: "ellipsis", fontVariantNumeric: "tabular-nums",
     });
     this.corner = element("div", { position: "absolute", top: "4px", right: "4px", display: "flex", gap: "4px" });
-    for (const [text, title, by] of [["−", "Smaller", 1 / ZOOM.step], ["+", "Larger", ZOOM.step]]) {
+    for (const [text, title, by] of [["−", word("smaller"), 1 / ZOOM.step], ["+", word("larger"), ZOOM.step]]) {
       const button = Object.assign(smallButton(() => this.magnify(by)), { textContent: text, title });
       button.style.background = "none"; // numbers of frames show through
       this.corner.append(button);
@@ -55,7 +56,8 @@ class Picker {
     this.root.append(this.picture, this.bar);
     keepEvents(this.root, ["pointerdown", "pointermove", "pointerup", "mousedown", "dblclick"]);
     this.panel = new FoldingPanel(node, KEY, this.root, {
-      height: HEIGHT, what: "the cameras", lay: (open) => this.lay(open),
+      height: HEIGHT, lay: (open) => this.lay(open),
+      tip: (open) => (open ? word("hideCameras") : word("showCameras")),
     });
     this.panel.fold.style.background = "none";
     this.listen();
@@ -178,7 +180,8 @@ class Picker {
     context.setTransform(ratio, 0, 0, ratio, 0, 0);
     context.clearRect(0, 0, width, height);
     const colours = coloursFor(color, backgroundColor);
-    drawScene(context, view, { orbit, aspect, chosen, hovered: this.hovered, dim, handles, colours });
+    const front = word("front");
+    drawScene(context, view, { orbit, aspect, chosen, hovered: this.hovered, dim, handles, colours, front });
   }
 
   // The orbit that the picture is fitted to: at rest while one is dragged, then on to the new one.
@@ -203,12 +206,12 @@ class Picker {
     const frame = this.hovered >= 0 ? this.hovered : chosen;
     const none = frame >= orbit.frames;
     const azimuth = ((azimuthOf(orbit, none ? 0 : frame) % 360) + 360) % 360;
-    const which = none ? `no frame ${frame}, they are 0-${orbit.frames - 1}`
-      : `frame ${frame} of 0-${orbit.frames - 1}, azimuth ${short(azimuth)}°`;
+    const which = { frame, last: orbit.frames - 1, azimuth: short(azimuth) };
+    const first = none ? word("noFrame", which) : word("frameAzimuth", which);
     const radius = Number(orbit.radius.toPrecision(3));
-    const lines = [which, `elevation ${short(orbit.elevation)}°, radius ${radius}, fov ${short(orbit.fov)}°`];
-    if (dim) lines[1] = "run the node to see the linked cameras";
-    this.label.textContent = lines.join("\n");
+    const all = { elevation: short(orbit.elevation), radius, fov: short(orbit.fov) };
+    const second = dim ? word("runToSeeCameras") : word("orbit", all);
+    this.label.textContent = `${first}\n${second}`;
     this.label.title = this.label.textContent;
   }
 
@@ -271,13 +274,15 @@ class Picker {
 
   hint(handle, frame) {
     const { along, upwards } = this.handles({ frames: 1 });
-    const switches = Object.values(this.means()).includes("switch") ? ": makes the orbit custom" : "";
-    if (handle === "knob") return `Drag nearer or away for the radius${switches}`;
-    if (handle === "round" && this.means().arc) return "Drag the last frame along the circle for the arc";
-    const ways = [along && "along the circle for the azimuth", upwards && "up or down for the elevation"];
-    if (handle === "round") return `Drag ${ways.filter(Boolean).join(", ")}${switches}`;
-    if (frame >= 0) return `Click to choose frame ${frame}`;
-    return "Drag to look from elsewhere; once clicked, the wheel changes the size. Double click: as at first";
+    const switches = Object.values(this.means()).includes("switch"); // then all ways are open
+    if (handle === "knob") return switches ? word("dragRadiusCustom") : word("dragRadius");
+    if (handle === "round") {
+      if (this.means().arc) return word("dragArc");
+      if (switches) return word("dragRoundCustom");
+      if (along && upwards) return word("dragRound");
+      return along ? word("dragAzimuth") : word("dragElevation");
+    }
+    return frame >= 0 ? word("chooseFrame", { frame }) : word("lookTip");
   }
 
   begin(event) {

@@ -5,9 +5,12 @@
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 import { Panel, element, keepEvents, nodeOf, wouldCover } from "./v3d_nodes.js";
+import { word } from "./v3d_words.js";
 
-const FIT_NODES = { V3DFitSplat: "V3D Fit Splat", V3DFitNeuS: "V3D Fit NeuS" }; // type -> name
-const PSNR_OF = { V3DFitSplat: "view 0", V3DFitNeuS: "rays" }; // what the running PSNR is taken on
+const PSNR = { // by the type of the node; what the running PSNR is taken on
+  V3DFitSplat: (psnr) => word("psnrOfView", { psnr }),
+  V3DFitNeuS: (psnr) => word("psnrOfRays", { psnr }),
+};
 const HEIGHT = 150; // px of the panel
 const MOST_POINTS = 600; // of a curve; a longer one keeps every second
 const CURVES = { loss: "#e5a33b", psnr: "#4fa3e0" };
@@ -28,8 +31,7 @@ class FitPanel {
       flex: "none", height: "26px", font: "12px sans-serif", border: "none", borderRadius: "4px",
       background: "var(--comfy-input-bg)", color: "var(--input-text)", cursor: "pointer",
     }, {
-      type: "button", onclick: () => this.finish(), textContent: "Finish now",
-      title: "Ends the fit here and keeps what there is now.",
+      type: "button", onclick: () => this.finish(), textContent: word("finishNow"), title: word("finishNowTip"),
     });
     const root = element("div", {
       display: "flex", flexDirection: "column", gap: "4px", width: "100%", boxSizing: "border-box",
@@ -48,8 +50,8 @@ class FitPanel {
     this.step = 1; // the last one there is
     this.curves = { loss: [], psnr: [] };
     this.latest = {};
-    this.lines.textContent = "starting";
-    Object.assign(this.button, { disabled: false, textContent: "Finish now" });
+    this.lines.textContent = word("starting");
+    Object.assign(this.button, { disabled: false, textContent: word("finishNow") });
     this.button.style.display = "";
     this.draw();
   }
@@ -69,17 +71,18 @@ class FitPanel {
   }
 
   async finish() {
-    Object.assign(this.button, { disabled: true, textContent: "Finishing..." });
+    Object.assign(this.button, { disabled: true, textContent: word("finishing") });
     const answer = await api.fetchApi("/v3d/finish", {
       method: "POST",
       headers: { "Content-Type": "application/json" },
       body: JSON.stringify({ prompt_id: this.promptId, node_id: this.nodeId }),
     });
     if (answer.ok) return;
-    Object.assign(this.button, { disabled: false, textContent: "Finish now" });
+    Object.assign(this.button, { disabled: false, textContent: word("finishNow") });
     const { error } = await answer.json().catch(() => ({ error: answer.statusText }));
+    const detail = answer.status === 404 ? word("fitIsOver") : error; // others than 404 are faults
     app.extensionManager?.toast?.add({
-      severity: "warn", summary: FIT_NODES[this.node.type], detail: error, life: 5000,
+      severity: "warn", summary: this.node.constructor.title, detail, life: 5000,
     });
   }
 
@@ -93,10 +96,14 @@ class FitPanel {
       }
     }
     const { splats } = this.latest;
-    const time = left === null ? `${seconds.toFixed(0)} s` : `${left.toFixed(0)} s left`;
-    const parts = [`step ${step} of ${total}`, time];
-    if (splats) parts.push(`${splats.toLocaleString("en")} splats`);
-    this.lines.textContent = parts.join(", ");
+    const figures = {
+      step, total, seconds: seconds.toFixed(0), left: left?.toFixed(0), splats: splats?.toLocaleString("en"),
+    };
+    if (left === null) {
+      this.lines.textContent = splats ? word("stepSecondsSplats", figures) : word("stepSeconds", figures);
+    } else {
+      this.lines.textContent = splats ? word("stepLeftSplats", figures) : word("stepLeft", figures);
+    }
     this.draw();
   }
 
@@ -117,10 +124,12 @@ class FitPanel {
     const { loss, psnr } = this.curves;
     this.line(context, loss, CURVES.loss, width, height, Math.log);
     this.line(context, psnr, CURVES.psnr, width, height, (value) => value);
-    if (loss.length) label(context, CURVES.loss, `loss ${loss.at(-1)[1].toPrecision(3)}`, 6, "left");
-    const where = PSNR_OF[this.node.type];
+    if (loss.length) {
+      const text = word("loss", { loss: loss.at(-1)[1].toPrecision(3) });
+      label(context, CURVES.loss, text, 6, "left");
+    }
     if (psnr.length) {
-      const text = `PSNR of ${where} ${psnr.at(-1)[1].toFixed(1)} dB`;
+      const text = PSNR[this.node.type](psnr.at(-1)[1].toFixed(1));
       label(context, CURVES.psnr, text, width - 6, "right");
     }
   }
@@ -164,7 +173,7 @@ function onProgress({ detail }) {
   const running = Object.values(detail.nodes)
     .filter((state) => state.state === "running")
     .map((state) => [String(state.node_id), nodeOf(state.node_id)])
-    .filter(([, node]) => node?.type in FIT_NODES);
+    .filter(([, node]) => node?.type in PSNR);
   const shown = new Map(running);
   for (const [nodeId, panel] of [...panels]) {
     const same = panel.promptId === detail.prompt_id && shown.get(nodeId) === panel.node;

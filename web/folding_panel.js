@@ -2,13 +2,14 @@
 // none, the picture is shown if the node has room for it.
 
 import { Panel, smallButton, wouldCover } from "./v3d_nodes.js";
+import { word } from "./v3d_words.js";
 
 const FOLDED = 42; // px, with the lines below the picture alone
 
 export class FoldingPanel {
-  // `what` is shown or hidden; `lay(open)` arranges the root, in which it puts `fold`, the button.
-  constructor(node, name, root, { height, what, lay }) {
-    Object.assign(this, { node, name, root, height, what, lay });
+  // `lay(open)` arranges the root, in which it puts `fold`, the button; `tip(open)` says what that does.
+  constructor(node, name, root, { height, tip, lay }) {
+    Object.assign(this, { node, name, root, height, tip, lay });
     this.property = `${name}_open`; // of the node
     this.fold = smallButton(() => this.unfold(!this.open));
     this.panel = null;
@@ -34,8 +35,8 @@ export class FoldingPanel {
   show(open) {
     this.open = open;
     this.node.properties[this.property] = open;
-    this.fold.textContent = open ? "hide" : "show";
-    this.fold.title = `${open ? "Hide" : "Show"} ${this.what}`;
+    this.fold.textContent = open ? word("hide") : word("show");
+    this.fold.title = this.tip(open);
     this.lay(open);
   }
 }

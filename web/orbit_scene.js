@@ -53,7 +53,8 @@ function onGround(azimuth, radius) {
   return [x, -BOX, z];
 }
 
-// The whole picture. `scene`: orbit, aspect, chosen, hovered (frame or -1), dim, handles, colours.
+// The whole picture. `scene`: orbit, aspect, chosen, hovered (frame or -1), dim, handles, colours, and
+// `front`, the word on that side of the object.
 export function drawScene(context, view, scene) {
   const pen = new Pen(context, view, scene);
   pen.ground();
@@ -191,7 +192,7 @@ class Pen {
       (down.x - middle.x) / size, (down.y - middle.y) / size, middle.x, middle.y);
     Object.assign(context, { font: "bold 26px sans-serif", textAlign: "center", textBaseline: "middle" });
     Object.assign(context, { fillStyle: colours.onFront, globalAlpha: this.strength });
-    context.fillText("front", 0, 0);
+    context.fillText(this.scene.front, 0, 0, 1.9 * size); // no language leaves the face
     context.restore();
   }
 

@@ -5,6 +5,7 @@ import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 import { FoldingPanel } from "./folding_panel.js";
 import { element, keepEvents, nodeOf, nodeOfOutput, smallButton } from "./v3d_nodes.js";
+import { word } from "./v3d_words.js";
 
 const KEY = "v3d_orbit";
 const HEIGHT = 230; // px of the panel
@@ -23,7 +24,7 @@ class Scrubber {
     this.canvas = element("canvas", {
       flex: "1 1 0", minHeight: "0", width: "100%", objectFit: "contain", cursor: "ew-resize",
       touchAction: "none", outlineOffset: "-2px",
-    }, { tabIndex: 0, title: "Drag to turn; arrow keys step, space plays" });
+    }, { tabIndex: 0, title: word("turnTip") });
     this.button = smallButton(() => this.play(!this.timer));
     this.label = element("span", {
       flex: "1", font: "12px sans-serif", color: "var(--input-text)", whiteSpace: "nowrap",
@@ -36,7 +37,8 @@ class Scrubber {
     this.root.append(this.canvas, bar);
     keepEvents(this.root, ["pointerdown", "pointermove", "pointerup", "mousedown", "dblclick"]);
     this.panel = new FoldingPanel(node, KEY, this.root, {
-      height: HEIGHT, what: "the frames", lay: (open) => this.lay(open),
+      height: HEIGHT, lay: (open) => this.lay(open),
+      tip: (open) => (open ? word("hideFrames") : word("showFrames")),
     });
     bar.append(this.button, this.label, this.panel.fold);
     this.listen();
@@ -102,7 +104,7 @@ class Scrubber {
     this.turn = null; // ComfyUI empties its temporary folder when it starts
     this.play(false);
     this.canvas.width = this.canvas.height = 1;
-    this.label.textContent = "run the node again to see its frames";
+    this.label.textContent = word("runAgain");
   }
 
   show(frame) {
@@ -113,8 +115,11 @@ class Scrubber {
     const context = this.canvas.getContext("2d");
     context.drawImage(this.sheet, left, top, width, height, 0, 0, width, height);
     const { index, azimuth, elevation } = frames[this.frame];
-    const raised = Math.abs(elevation) < 0.05 ? "" : `, elevation ${elevation.toFixed(1)}°`;
-    this.label.textContent = `frame ${index} of 0-${total - 1}, azimuth ${azimuth.toFixed(1)}°${raised}`;
+    const where = {
+      frame: index, last: total - 1, azimuth: azimuth.toFixed(1), elevation: elevation.toFixed(1),
+    };
+    const level = Math.abs(elevation) < 0.05;
+    this.label.textContent = level ? word("frameAzimuth", where) : word("frameAzimuthElevation", where);
     this.label.title = this.label.textContent;
   }
 
@@ -122,7 +127,7 @@ class Scrubber {
     clearInterval(this.timer);
     this.timer = on && this.turn ? setInterval(() => this.tick(), 1000 / FRAMES_PER_SECOND) : null;
     this.button.textContent = this.timer ? "❚❚" : "▶";
-    this.button.title = this.timer ? "Pause" : "Play";
+    this.button.title = this.timer ? word("pause") : word("play");
   }
 
   tick() {

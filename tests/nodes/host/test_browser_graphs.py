@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import urllib.parse
 
 import pytest
@@ -14,6 +15,7 @@ from browser import (
     ended_run,
     front_end,
     open_template,
+    press,
     press_run,
     set_widgets,
 )
@@ -173,3 +175,37 @@ def tip(page, words: dict) -> None:
     """The mouse on the widget's name shows its tooltip."""
     page.locator(".lg-node").get_by_text(words["name"], exact=True).first.hover(force=True)
     page.get_by_text(words["tooltip"]).first.wait_for()
+
+
+PANEL = """([kind, pattern]) => [...document.querySelectorAll(kind)].some((panel) =>
+  [...panel.children].some((line) => new RegExp(pattern).test(line.innerText)))"""
+
+
+@pytest.mark.parametrize("vue", list(RENDERINGS.values()), ids=list(RENDERINGS))
+def test_panels_speak_another_language(vue, chromium, server):
+    path = REPOSITORY / "locales" / "zh" / "main.json"
+    words = json.loads(path.read_text(encoding="utf-8"))["v3d"]
+    workflow = json.loads((REPOSITORY / "workflows" / "frames_to_splat.json").read_text())
+
+    def shown(kind: str, key: str) -> None:
+        """A panel's line says these words, with numbers where they are filled in."""
+        pattern = re.sub(r"\{\w+\}", "[0-9.,]+", words[key])
+        page.wait_for_function(PANEL, arg=[kind, pattern])
+
+    with front_end(chromium, server, vue, language="zh") as page:
+        page.evaluate("(graph) => app.loadGraphData(graph, true, true, null)", workflow)
+        shown(".v3d-cameras", "frameAzimuth")
+        shown(".v3d-cameras", "orbit")
+        fold = page.locator(".v3d-cameras button", has_text=words["hide"]).first
+        assert fold.get_attribute("title") == words["hideCameras"]
+        fit = {"steps": 100_000, "seed": len(server.get_json("/history"))}
+        set_widgets(page, {"V3DFitSplat": {**QUICK["V3DFitSplat"], **fit}})
+        page.evaluate("() => app.queuePrompt(0)")
+        shown(".v3d-fit", "stepLeftSplats")
+        button = page.locator(".v3d-fit").get_by_role("button", name=words["finishNow"], exact=True)
+        assert button.get_attribute("title") == words["finishNowTip"]
+        press(button)
+        done = ended_run(page, server)
+        assert done["status"]["status_str"] == "success", done["status"]["messages"][-1]
+        shown(".v3d-orbit", "frameAzimuth")
+        assert page.locator(".v3d-orbit button").first.get_attribute("title") == words["play"]

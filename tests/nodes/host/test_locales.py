@@ -1,6 +1,9 @@
 """The texts in locales/: generated English, whole and faithful translations, served by the host."""
 
+import json
 import re
+import shutil
+import subprocess
 
 import pytest
 from make_locales import LOCALES, english, flat, grown, languages, read, still_right
@@ -23,6 +26,9 @@ UNITS = {
     },
 }
 QUOTED = re.compile(r"[“「«]\s?(V3D [^”」»]+?)\s?[”」»]")  # a node of ours
+WEB = LOCALES.parent / "web"
+ASKED = re.compile(r'\bword\(\s*"(\w+)"')  # a text that one of our web modules draws
+MARK = re.compile(r"\{\w+\}")  # what is filled in there
 PARSED = ("display_name", "description", "name")  # by vue-i18n; it takes tooltips as they are
 
 
@@ -122,9 +128,102 @@ def test_host_serves_all_languages(server):
     served = server.get_json("/i18n")
     for folder in LOCALES.iterdir():
         assert served[folder.name]["nodeDefs"] == read(folder.name)
+        assert served[folder.name]["v3d"] == panel_words(folder.name)
     fit = served["zh"]["nodeDefs"]["V3DFitSplat"]
     assert fit["display_name"] == "V3D 拟合高斯泼溅"
     assert fit["inputs"]["preset"]["name"] == "预设"
+
+
+def panel_words(language: str) -> dict[str, str]:
+    """What our web modules draw, by key; below one key, because the host merges all packs' texts."""
+    tree = json.loads((LOCALES / language / "main.json").read_text(encoding="utf-8"))
+    assert list(tree) == ["v3d"]
+    return tree["v3d"]
+
+
+@pytest.mark.parametrize("language", OTHERS)
+def test_panels_say_the_same_in_every_language(language):
+    texts, wanted = panel_words(language), panel_words("en")
+    assert list(texts) == list(wanted)
+    assert not [key for key, text in texts.items() if not text.strip()]
+    marks = {key: sorted(MARK.findall(text)) for key, text in texts.items()}
+    assert marks == {key: sorted(MARK.findall(text)) for key, text in wanted.items()}
+    worded = [key for key, text in wanted.items() if re.search(r"[A-Za-z]{2}", MARK.sub("", text))]
+    assert not [key for key in worded if texts[key] == wanted[key]]
+    if language in ("ja", "ko", "zh"):
+        assert not [key for key, text in texts.items() if text.isascii()]
+    kept = re.compile(r"PSNR|dB|custom|°|\d+")  # names, units and numbers
+    said = [(key, word) for key, text in wanted.items() for word in kept.findall(text)]
+    assert not [(key, word) for key, word in said if word not in texts[key]]
+
+
+@pytest.mark.parametrize("language", ["en", *OTHERS])
+def test_no_word_of_the_panels_uses_more_of_the_front_ends_syntax_than_marks(language):
+    texts = panel_words(language)
+    assert not [key for key, text in texts.items() if set(MARK.sub("", text)) & set("{}@|$%")]
+
+
+def test_every_word_of_the_panels_is_asked_for_and_stands_in_english():
+    asked, calls = set(), 0
+    for path in WEB.glob("*.js"):
+        source = path.read_text(encoding="utf-8")
+        asked |= set(ASKED.findall(source))
+        calls += len(re.findall(r"\bword\(", source)) - len(ASKED.findall(source))
+    assert calls == 1  # its definition; a key that is put together would not be seen here
+    assert asked == panel_words("en").keys()
+
+
+HOST = {  # as much of the front end as web/v3d_words.js needs
+    "scripts/api.js": "export const api = { getCustomNodesI18n: () => globalThis.i18n() };",
+    "scripts/app.js": """export const app = {
+      extensionManager: { setting: { get: (id) => id === "Comfy.Locale" && globalThis.language } },
+      registerExtension: (extension) => { globalThis.extension = extension; },
+    };""",
+}
+SPEAK = """
+import { readFileSync } from "fs";
+import { word } from "./extensions/ComfyUI-V3D/v3d_words.js";
+const served = JSON.parse(readFileSync("served.json"));
+const keys = Object.keys(served.en.v3d);
+const said = {};
+async function say(name, i18n, language) {
+  Object.assign(globalThis, { i18n, language });
+  await globalThis.extension.init();
+  said[name] = Object.fromEntries(keys.map((key) => [key, word(key, { frame: 3, last: 17, azimuth: "60" })]));
+}
+await say("fails", async () => { throw new Error("no answer"); }, "zh");
+await say("zh", async () => served, "zh");
+await say("unknown", async () => served, "xx");
+await say("lacking", async () => ({ zh: { v3d: { hide: served.zh.v3d.hide } } }), "zh");
+console.log(JSON.stringify(said));
+"""
+
+
+def test_panels_speak_the_language_of_the_host_and_else_english(tmp_path):
+    program = shutil.which("node")
+    if program is None:
+        pytest.skip("web/v3d_words.js was not run: there is no `node`")
+    pack = tmp_path / "extensions" / "ComfyUI-V3D"
+    for folder in (pack, tmp_path / "scripts"):
+        folder.mkdir(parents=True)
+    shutil.copy(WEB / "v3d_words.js", pack)
+    served = {language: {"v3d": panel_words(language)} for language in ["en", *OTHERS]}
+    files = {"package.json": '{"type": "module"}', "served.json": json.dumps(served)}
+    for name, text in (HOST | files | {"run.js": SPEAK}).items():
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    done = subprocess.run([program, "run.js"], cwd=tmp_path, capture_output=True, encoding="utf-8")
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout)
+
+    def filled(texts: dict[str, str]) -> dict[str, str]:
+        values = {"{frame}": "3", "{last}": "17", "{azimuth}": "60"}
+        return {k: MARK.sub(lambda m: values.get(m[0], "undefined"), t) for k, t in texts.items()}
+
+    english, chinese = filled(panel_words("en")), filled(panel_words("zh"))
+    assert said["fails"] == said["unknown"] == english
+    assert said["zh"] == chinese
+    assert said["lacking"] == english | {"hide": chinese["hide"]}
+    assert said["fails"]["frameAzimuth"] == "frame 3 of 0-17, azimuth 60°"
 
 
 def help_pages() -> list[tuple[str, str]]:
