@@ -97,9 +97,9 @@ def test_a_cancelled_fit_cannot_be_finished_afterwards(server):
 def test_the_front_end_gets_the_button_for_the_fits_and_the_route(server, object_info):
     assert "/extensions/ComfyUI-V3D/fit_panel.js" in server.get_json("/extensions")
     script = server.get("/extensions/ComfyUI-V3D/fit_panel.js").decode()
-    (table,) = re.findall(r"FIT_NODES = \{(.*)\}", script)
-    names = dict(re.findall(r'(\w+): "([^"]+)"', table))
-    assert names == {n: object_info[n]["display_name"] for n in ("V3DFitSplat", "V3DFitNeuS")}
+    (table,) = re.findall(r"PSNR = \{(.*?)\n\};", script, re.DOTALL)
+    fits = re.findall(r"^  (\w+): \(psnr\)", table, re.MULTILINE)
+    assert fits == ["V3DFitSplat", "V3DFitNeuS"] and set(fits) <= set(object_info)
     (route,) = re.findall(r'fetchApi\("([^"]+)"', script)
     assert server.post(f"/api{route}", {})[0] == 400  # as the front end asks for it
 
