@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
+import psutil
 import torch
 
 from . import __version__
@@ -44,7 +45,8 @@ SUMMARY_SECONDS = 10.0  # between summaries while the batch runs
 LOG_LINE_SECONDS = 10.0  # between lines of progress in a log
 TERMINAL_LINE_SECONDS = 0.5  # on a terminal, where it is one line
 WORKERS_PER_GPU = 3  # so that one fits while others unwrap or write, on the CPU
-WORKER_GPU_GIB = 8  # of the GPU's memory for each: 5.5 the video model, 1 a fit, and slack
+WORKER_GIB = 3  # for each, of the GPU's memory and of the machine's
+MODEL_WORKER_GIB = 12  # the same where there are pictures, for the video model
 WORKER_CORES = 4  # for each of a GPU's workers
 _SHOWN_FAILURES = 10  # the rest is counted
 
@@ -90,7 +92,7 @@ def run_batch(options: argparse.Namespace) -> int:
     worker_options = argparse.Namespace(**{k: v for k, v in vars(options).items() if k != "run"})
     make_stages = partial(FromOptions, worker_options, bool(kinds[PICTURE]))
     with _chosen_workers(
-        options, make_stages
+        options, make_stages, bool(kinds[PICTURE])
     ) as workers:  # says what is wrong before the long part
         return _run_items(options, items, others, workers)
 
@@ -133,10 +135,11 @@ class LocalWorkers:
 
 @contextmanager
 def _chosen_workers(
-    options: argparse.Namespace, make_stages: Callable[[], Stages]
+    options: argparse.Namespace, make_stages: Callable[[], Stages], pictures: bool
 ) -> Iterator[Workers]:
     if options.ray_address is None:
-        yield LocalWorkers(make_stages, worker_places(options.device, options.workers))
+        places = worker_places(options.device, options.workers, pictures)
+        yield LocalWorkers(make_stages, places)
         return
     ray = load("ray")
     with connected(ray, options.ray_address):
@@ -181,12 +184,13 @@ def _run_items(
     return EXIT_FAILURE if failed else 0
 
 
-def worker_places(device: str, workers: int | None) -> list[dict[str, str]]:
+def worker_places(device: str, workers: int | None, pictures: bool = False) -> list[dict[str, str]]:
     """Environment variables of each worker: its CUDA device, and its share of the cores.
 
     Args:
         device: "auto", "cpu" or "cuda".
         workers: How many, or None: as many as each CUDA device has room for, one on a CPU.
+        pictures: Whether each worker loads the video model.
 
     Raises:
         ValueError: Fewer than one.
@@ -199,7 +203,7 @@ def worker_places(device: str, workers: int | None) -> list[dict[str, str]]:
         given = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
         gpus = given[:count] if len(given) >= count else [str(index) for index in range(count)]
     if workers is None and gpus:
-        room = [workers_of_gpu(index, len(gpus)) for index in range(len(gpus))]
+        room = [workers_of_gpu(index, len(gpus), pictures) for index in range(len(gpus))]
         turns = range(WORKERS_PER_GPU)
         slots = [gpu for turn in turns for gpu, most in zip(gpus, room, strict=True) if turn < most]
     else:
@@ -211,12 +215,15 @@ def worker_places(device: str, workers: int | None) -> list[dict[str, str]]:
     return places
 
 
-def workers_of_gpu(index: int, gpus: int) -> int:
+def workers_of_gpu(index: int, gpus: int, pictures: bool) -> int:
     """How many workers share a CUDA device: one computes there while others work on the CPU.
 
-    At least one, at most `WORKERS_PER_GPU`, as its memory and its share of the cores allow.
+    At least one, at most `WORKERS_PER_GPU`, as its memory and its share of the machine's memory
+    and cores allow.
     """
-    memory = torch.cuda.get_device_properties(index).total_memory // (WORKER_GPU_GIB * 2**30)
+    each = (MODEL_WORKER_GIB if pictures else WORKER_GIB) * 2**30
+    machine = psutil.virtual_memory().total // gpus
+    memory = min(torch.cuda.get_device_properties(index).total_memory, machine) // each
     cores = (os.cpu_count() or 1) // (WORKER_CORES * gpus)
     return max(1, min(WORKERS_PER_GPU, memory, cores))
 

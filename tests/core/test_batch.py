@@ -413,7 +413,7 @@ def test_each_worker_has_its_gpu_and_its_share_of_the_cores(monkeypatch):
     share = {"OMP_NUM_THREADS": "6"}
     first, second = {"CUDA_VISIBLE_DEVICES": "0"}, {"CUDA_VISIBLE_DEVICES": "1"}
     room = [1, 1]
-    monkeypatch.setattr(cli_batch, "workers_of_gpu", lambda index, gpus: room[index])
+    monkeypatch.setattr(cli_batch, "workers_of_gpu", lambda index, *_: room[index])
     assert cli_batch.worker_places("auto", None) == [first | share, second | share]
     room[:] = 3, 1  # a large card beside a small one: one after the other, the large one again
     found = cli_batch.worker_places("auto", None)
@@ -427,27 +427,33 @@ def test_each_worker_has_its_gpu_and_its_share_of_the_cores(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("gib", "cores", "gpus", "workers"),
+    ("card", "machine", "cores", "gpus", "pictures", "workers"),
     [
-        (140, 32, 2, 3),
-        (24, 16, 1, 3),
-        (23.6, 16, 1, 2),
-        (24, 16, 4, 1),
-        (8, 64, 1, 1),
-        (6, 2, 2, 1),
+        (140, 256, 32, 2, True, 3),
+        (48, 256, 32, 1, True, 3),
+        (23.6, 64, 16, 1, True, 1),
+        (23.6, 64, 16, 1, False, 3),
+        (24, 64, 16, 1, True, 2),
+        (80, 30, 64, 1, True, 2),  # the machine's memory ends first
+        (80, 30, 64, 4, False, 2),
+        (80, 256, 16, 2, False, 2),  # and here its cores
+        (6, 16, 16, 1, False, 2),
+        (2, 2, 2, 2, True, 1),
     ],
 )
 def test_a_gpu_has_as_many_workers_as_memory_and_cores_allow(
-    monkeypatch, gib, cores, gpus, workers
+    monkeypatch, card, machine, cores, gpus, pictures, workers
 ):
     from types import SimpleNamespace
 
     from v3d_core import cli_batch
 
-    card = SimpleNamespace(total_memory=int(gib * 2**30))
-    monkeypatch.setattr(cli_batch.torch.cuda, "get_device_properties", lambda index: card)
+    properties = SimpleNamespace(total_memory=int(card * 2**30))
+    memory = SimpleNamespace(total=machine * 2**30)
+    monkeypatch.setattr(cli_batch.torch.cuda, "get_device_properties", lambda index: properties)
+    monkeypatch.setattr(cli_batch.psutil, "virtual_memory", lambda: memory)
     monkeypatch.setattr(cli_batch.os, "cpu_count", lambda: cores)
-    assert cli_batch.workers_of_gpu(0, gpus) == workers
+    assert cli_batch.workers_of_gpu(0, gpus, pictures) == workers
 
 
 def test_every_option_of_the_two_commands_is_there():
