@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from v3d_core.neus.trilinear import interleaved, trilinear
 
 
-@pytest.mark.parametrize("shape", [(64,), (61,), (8, 12), (7, 3), (1,)])
+@pytest.mark.parametrize("shape", [(64,), (61,), (8, 12), (7, 3), (1,), (0,)])
 @pytest.mark.parametrize("channels", [1, 2, 4])
 def test_values_are_those_of_torch_bit_by_bit(shape, channels):
     generator = torch.Generator().manual_seed(len(shape) + channels)
@@ -15,7 +15,7 @@ def test_values_are_those_of_torch_bit_by_bit(shape, channels):
     unit = torch.rand(*shape, 3, generator=generator) * 2.6 - 1.3  # some lie outside
     expected = F.grid_sample(
         volume[None],
-        unit.flip(-1).reshape(1, 1, 1, -1, 3),
+        unit.flip(-1).reshape(1, 1, 1, unit[..., 0].numel(), 3),
         align_corners=False,
         padding_mode="border",
     )[0, :, 0, 0]

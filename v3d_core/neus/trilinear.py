@@ -27,7 +27,7 @@ def trilinear(
     parts = math.gcd(count, CPU_PARTS) if volume.device.type == "cpu" else 1
     values = F.grid_sample(
         volume[None].expand(parts, -1, -1, -1, -1),
-        unit.flip(-1).reshape(parts, 1, 1, -1, 3),
+        unit.flip(-1).reshape(parts, 1, 1, count // parts, 3),
         align_corners=False,
         padding_mode="border",
     )
