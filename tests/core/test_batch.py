@@ -456,6 +456,21 @@ def test_a_gpu_has_as_many_workers_as_memory_and_cores_allow(
     assert cli_batch.workers_of_gpu(0, gpus, pictures) == workers
 
 
+def test_no_more_workers_start_than_there_are_items(monkeypatch):
+    from v3d_core import cli_batch
+
+    started = []
+    monkeypatch.setattr(
+        cli_batch, "run_workers", lambda items, store, stages, places, **_: started.append(places)
+    )
+    workers = cli_batch.LocalWorkers(
+        lambda: None, [{"OMP_NUM_THREADS": "1"}, {"A": "1"}, {"B": "1"}]
+    )
+    for count in (1, 2, 5):
+        workers.run([None] * count, None)
+    assert [len(places) for places in started] == [1, 2, 3]
+
+
 def test_every_option_of_the_two_commands_is_there():
     from v3d_core import cli
 

@@ -100,6 +100,7 @@ def test_the_front_end_gets_the_button_for_the_fits_and_the_route(server, object
     (table,) = re.findall(r"PSNR = \{(.*?)\n\};", script, re.DOTALL)
     fits = re.findall(r"^  (\w+): \(psnr\)", table, re.MULTILINE)
     assert fits == ["V3DFitSplat", "V3DFitNeuS"] and set(fits) <= set(object_info)
+    assert "summary: this.node.constructor.title," in script  # the front end's own name of it
     (route,) = re.findall(r'fetchApi\("([^"]+)"', script)
     assert server.post(f"/api{route}", {})[0] == 400  # as the front end asks for it
 
