@@ -12,6 +12,7 @@ from comfy_execution.graph_utils import ExecutionBlocker
 from torch import Tensor
 
 from ..v3d_core.cameras import Orbit, orbit_cameras
+from ..v3d_core.diffusion.bundled import chosen_numbers
 from ..v3d_core.diffusion.conditioning import VAE_MODES, ConditioningConfig
 from ..v3d_core.diffusion.edm import SamplerConfig
 from ..v3d_core.diffusion.guidance import GUIDANCE_KINDS, Guidance
@@ -34,6 +35,7 @@ from .turntable import turn_frames
 
 NAME = "V3D Sample Orbit"
 MAX_SEED = 0xFFFFFFFFFFFFFFFF
+OF_THE_MODEL = 0  # as steps or scale: the number that the model was made for
 SHEET_COLUMNS = 6  # of the preview: 18 frames in three rows
 PREVIEW_INTERVAL_S = 1.0  # each picture makes the device wait, so not too many
 
@@ -123,8 +125,8 @@ class V3DConditioning(io.ComfyNode):
             display_name="V3D Conditioning",
             category="3d/V3D",
             description="What V3D's model is told about a picture, for core's KSampler: sampler "
-            "euler, scheduler karras, cfg 3.5, 25 steps, denoise 1. V3D Sample Orbit does all of "
-            "it in one node.",
+            "euler, scheduler karras, cfg 3.5, 25 steps (V3D-nano: cfg 1, 6 steps), denoise 1. V3D "
+            "Sample Orbit does all of it in one node.",
             search_aliases=["svd conditioning", "img2vid", "orbit conditioning", "image to 3d"],
             inputs=[
                 *_picture_inputs(),
@@ -156,7 +158,7 @@ class V3DSampleOrbit(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        guidance, sampler = Guidance(), SamplerConfig()
+        guidance = Guidance()
         return io.Schema(
             node_id="V3DSampleOrbit",
             display_name=NAME,
@@ -174,11 +176,11 @@ class V3DSampleOrbit(io.ComfyNode):
                 ),
                 io.Int.Input(
                     "steps",
-                    default=sampler.steps,
-                    min=1,
+                    default=OF_THE_MODEL,
+                    min=OF_THE_MODEL,
                     max=200,
-                    tooltip="Evaluations of the network; time grows in proportion. V3D takes 25; "
-                    "fewer make a coarser orbit.",
+                    tooltip="Evaluations of the network; time grows in proportion, fewer make a "
+                    "coarser orbit. 0 = the model's own: 25 for V3D, 6 for V3D-nano.",
                 ),
                 io.Combo.Input(
                     "guidance",
@@ -190,12 +192,12 @@ class V3DSampleOrbit(io.ComfyNode):
                 ),
                 io.Float.Input(
                     "scale",
-                    default=guidance.scale,
-                    min=0.0,
+                    default=float(OF_THE_MODEL),
+                    min=float(OF_THE_MODEL),
                     max=100.0,
                     step=0.1,
                     tooltip="How strictly frames follow the picture; far too high oversaturates. "
-                    "V3D takes 3.5 to 4.5, V3D-nano 1.",
+                    "0 = the model's own: 3.5 for V3D, 1 for V3D-nano. V3D takes up to 4.5.",
                 ),
                 io.Float.Input(
                     "min_scale",
@@ -241,23 +243,30 @@ class V3DSampleOrbit(io.ComfyNode):
         **numbers,
     ) -> io.NodeOutput:
         config = config_from_widgets(**numbers)
-        sampler = SamplerConfig(steps=steps)
-        guide = Guidance(guidance, scale, min_scale)
         check_model(model)
-        progress = OrbitProgress(model, steps)
+        trained = trained_for(vae)
+        steps, scale, own = chosen_numbers(trained, _given(steps), _given(scale))
+        sampler, guide = SamplerConfig(steps=steps), Guidance(guidance, scale, min_scale)
+        if own:
+            tell(NAME, " ".join(own))
+        progress = OrbitProgress(model, sampler, guide)
         condition = condition_picture(clip_vision, vae, image, config, seed)
         latents = sample_latents(model, condition, sampler, guide, seed, progress.sampled)
         progress.decoding(config.num_frames)
         frames, decoded = decode_latents(vae, latents, decode_frames)
-        trained = trained_for(vae)
-        notes = [] if trained is None else trained.advice(frames.shape[1], guide)
-        report = progress.finish(frames, decoded, notes)
+        advice = [] if trained is None else trained.advice(frames.shape[1], guide)
+        report = progress.finish(frames, decoded, [*own, *advice])
         return io.NodeOutput(
             to_host(frames),
             views_or_reason(frames),
             json.dumps(report, indent=2),
             ui=turn_frames(frames, cameras_of(frames)),
         )
+
+
+def _given(number: float) -> float | None:
+    """A widget's number, or None where the model's own is asked for."""
+    return None if number == OF_THE_MODEL else number
 
 
 def config_from_widgets(frames: int, **numbers) -> ConditioningConfig:
@@ -290,8 +299,9 @@ def cameras_of(frames: Tensor) -> Cameras:  # [T, H, W, 3]
 class OrbitProgress:
     """The node's bar, its picture of the orbit so far, and the figures at the end."""
 
-    def __init__(self, model, steps: int) -> None:
-        self._bar, self._steps = NodeProgress(True, PREVIEW_INTERVAL_S), steps
+    def __init__(self, model, sampler: SamplerConfig, guidance: Guidance) -> None:
+        self._bar = NodeProgress(True, PREVIEW_INTERVAL_S)
+        self._steps, self._scale = sampler.steps, guidance.scale
         self._device = model.load_device
         self._factors = getattr(model.model.latent_format, "latent_rgb_factors", None)
         self._started = self._sampled = time.monotonic()
@@ -316,6 +326,7 @@ class OrbitProgress:
             "width": frames.shape[2],
             "height": frames.shape[1],
             "steps": self._steps,
+            "scale": self._scale,
             "seconds_sampling": round(self._sampled - self._started, 2),
             "seconds_decoding": round(done - self._sampled, 2),
             "decoded": decoded,

@@ -20,7 +20,7 @@ from .cli_shared import (
     progress_bar,
     say,
 )
-from .diffusion.bundled import NANO, TrainedFor, nano_file, trained_for
+from .diffusion.bundled import NANO, TrainedFor, chosen_numbers, nano_file, trained_for
 from .diffusion.conditioning import VAE_MODES, ConditioningConfig
 from .diffusion.convert import convert_to_diffusers, convert_to_safetensors
 from .diffusion.edm import SamplerConfig
@@ -253,10 +253,7 @@ def chosen_orbit_config(
     options: argparse.Namespace, trained: TrainedFor | None = None
 ) -> OrbitConfig:
     """The settings of an orbit with the options that were given."""
-    suits = Guidance().scale if trained is None or trained.scale is None else trained.scale
-    scale = suits if options.scale is None else options.scale
-    suits = SamplerConfig.steps if trained is None or trained.steps is None else trained.steps
-    steps = suits if options.steps is None else options.steps
+    steps, scale, _ = chosen_numbers(trained, options.steps, options.scale)
     return OrbitConfig(
         SamplerConfig(steps=steps),
         Guidance(options.guidance, scale, options.min_scale),

@@ -19,6 +19,7 @@ from v3d_core.diffusion.bundled import (
     NANO_STEPS,
     TRAINING_CARD,
     TrainedFor,
+    chosen_numbers,
     nano_file,
     trained_for,
 )
@@ -144,6 +145,19 @@ def test_advice_names_both_numbers():
     assert TrainedFor("X", 128, None).advice(128, Guidance(scale=3.5)) == []
     size, scale = trained.advice(512, Guidance(scale=3.5))
     assert "128" in size and "512" in size and "1.5" in scale and "3.5" in scale
+
+
+def test_numbers_are_those_given_else_the_model_s_else_v3d_s():
+    nano, unknown = trained_for(NANO_FILE), TrainedFor("own.safetensors", 128, None)
+    assert chosen_numbers(nano, None, None) == (6, 1.0, ["V3D-nano's own: steps 6, scale 1."])
+    for other in (None, unknown):
+        assert chosen_numbers(other, None, None) == (25, 3.5, ["V3D's own: steps 25, scale 3.5."])
+    half = TrainedFor("half", 128, 1.5)
+    assert chosen_numbers(half, None, None)[2] == ["V3D's own: steps 25.", "half's own: scale 1.5."]
+    assert chosen_numbers(nano, 9, None) == (9, 1.0, ["V3D-nano's own: scale 1."])
+    assert chosen_numbers(nano, None, 2.0) == (6, 2.0, ["V3D-nano's own: steps 6."])
+    assert chosen_numbers(nano, 9, 0.0) == (9, 0.0, [])  # 0 is a scale here
+    assert chosen_numbers(None, 1, 1.0) == (1, 1.0, [])
 
 
 def test_weights_that_are_missing_are_named(monkeypatch, tmp_path):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ..formats.weights import open_weights
 from .checkpoint import CheckpointError
+from .edm import SamplerConfig
 from .guidance import Guidance
 
 NANO = "nano"  # its name on the command line
@@ -46,6 +47,28 @@ class TrainedFor:
                 "gives worse colours and shapes."
             )
         return said
+
+
+def chosen_numbers(
+    trained: TrainedFor | None, steps: int | None, scale: float | None
+) -> tuple[int, float, list[str]]:
+    """Steps and guidance scale of an orbit: those given, else the model's own, else V3D's.
+
+    Returns:
+        Steps, scale, and sentences that say which of them were not given and whose they are.
+    """
+    said: dict[str, list[str]] = {}
+
+    def own(name: str, of_v3d: float) -> float:
+        value, owner = getattr(trained, name, None), getattr(trained, "name", "")
+        if value is None:
+            value, owner = of_v3d, "V3D"
+        said.setdefault(owner, []).append(f"{name} {value:g}")
+        return value
+
+    steps = int(own("steps", SamplerConfig.steps)) if steps is None else steps
+    scale = own("scale", Guidance.scale) if scale is None else scale
+    return steps, scale, [f"{owner}'s own: {', '.join(names)}." for owner, names in said.items()]
 
 
 def nano_file() -> Path:

@@ -120,6 +120,33 @@ def test_the_host_s_frames_are_those_of_the_command_line(loaded):
     assert (sampled.frames - frames.cpu()).abs().max() < 2e-3
 
 
+def test_0_as_steps_and_scale_is_what_nano_takes_to_the_last_bit(loaded, caplog):
+    """The same widgets as for V3D.ckpt: the file says what it is made for."""
+    caplog.set_level("INFO", "V3D")
+    names = ("model", "clip_vision", "vae")
+    view = pack("v3d_core.demo_picture").true_orbit(SIZE)[:1]
+    image = pack("v3d_core.images").composite(view.images, view.masks)
+    rest = {"seed": 1, "guidance": "constant", "min_scale": 1.0, "decode_frames": 0, **NUMBERS}
+    rest |= {"image": image, "frames": 4, **dict(zip(names, loaded, strict=True))}
+
+    def sampled(steps, scale):
+        made = pack("nodes.sampling").V3DSampleOrbit.execute(steps=steps, scale=scale, **rest).args
+        return made[0], json.loads(made[2])
+
+    wanted, report = sampled(6, 1.0)
+    assert report["notes"] == [] and "own: " not in caplog.text
+    frames, report = sampled(0, 0.0)
+    assert torch.equal(frames, wanted)
+    assert (report["steps"], report["scale"]) == (6, 1.0)
+    assert report["notes"] == ["V3D-nano's own: steps 6, scale 1."]
+    assert "V3D Sample Orbit: V3D-nano's own: steps 6, scale 1." in caplog.text
+    assert not torch.equal(sampled(5, 0.0)[0], wanted)
+    frames, report = sampled(0, 3.5)
+    assert not torch.equal(frames, wanted)
+    own, advice = report["notes"]
+    assert own == "V3D-nano's own: steps 6." and "3.5 gives worse" in advice
+
+
 def test_core_s_sampler_makes_the_same_orbit_of_a_picture_of_another_size(server):
     models = {"clip_vision": ["1", 1], "vae": ["1", 2]}
     steps, seed, scale = 3, 4, 1.5

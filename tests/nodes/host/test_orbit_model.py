@@ -356,6 +356,41 @@ def test_decode_frames_and_the_number_of_frames_arrive(loaded):
     assert len(frames) == 5 and "2 in work" in json.loads(report)["decoded"]
 
 
+def test_0_as_steps_and_scale_is_what_v3d_takes_to_the_last_bit(loaded, caplog):
+    """25 and 3.5, for each by itself too; any other number is taken as it stands."""
+    caplog.set_level("INFO", "V3D")
+    told, few = "V3D Sample Orbit: V3D's own: ", {"frames": 2}
+    wanted = execute_sampler(*loaded, steps=25, scale=3.5, **few).args[0]
+    assert told not in caplog.text
+    cases = {(0, 0.0): "steps 25, scale 3.5.", (0, 3.5): "steps 25.", (25, 0.0): "scale 3.5."}
+    for (steps, scale), said in cases.items():
+        caplog.clear()
+        frames, _, report = execute_sampler(*loaded, steps=steps, scale=scale, **few).args
+        assert torch.equal(frames, wanted)
+        report = json.loads(report)
+        assert (report["steps"], report["scale"]) == (25, 3.5)
+        assert report["notes"] == [f"V3D's own: {said}"] and told + said in caplog.text
+    for steps, scale in ((0, 1.0), (2, 0.0), (24, 3.5), (25, 3.4)):
+        frames, _, report = execute_sampler(*loaded, steps=steps, scale=scale, **few).args
+        report = json.loads(report)
+        assert (report["steps"], report["scale"]) == (steps or 25, scale or 3.5)
+        assert not torch.equal(frames, wanted)
+
+
+def test_0_as_scale_is_the_highest_of_a_guidance_that_changes(loaded):
+    for kind in ("linear", "triangle"):
+        asked = {"guidance": kind, "min_scale": 2.0, "frames": 4}
+        wanted = execute_sampler(*loaded, scale=3.5, **asked).args[0]
+        assert torch.equal(execute_sampler(*loaded, scale=0.0, **asked).args[0], wanted)
+
+
+def test_new_nodes_ask_for_the_models_own_numbers():
+    inputs = pack("nodes.sampling").V3DSampleOrbit.define_schema().get_v1_info(None).input
+    for name in ("steps", "scale"):
+        options = inputs["required"][name][1]
+        assert options["default"] == options["min"] == 0
+
+
 def test_an_autoencoder_without_time_layers_decodes_frame_by_frame(loaded):
     shape = {"double_z": True, "z_channels": 4, "resolution": 256, "in_channels": 3, "out_ch": 3}
     shape |= {"ch": 32, "ch_mult": [1, 1, 1, 1], "num_res_blocks": 1, "attn_resolutions": []}
@@ -379,7 +414,8 @@ def test_an_autoencoder_without_time_layers_decodes_frame_by_frame(loaded):
         ({"vae": None}, "VAE is empty"),
         ({"image": torch.ones(2, SIZE, SIZE, 3)}, "2 pictures came in one batch, 1 is needed"),
         ({"image": torch.ones(1, 48, SIZE, 3)}, "64x48; a square"),
-        ({"steps": 0}, "steps is 0, at least 1"),
+        ({"steps": -1}, "steps is -1, at least 1"),
+        ({"scale": -1.0}, "scale must be a number from 0 up, got -1.0"),
         ({"scale": float("nan")}, "scale is nan; a number is needed"),
         ({"guidance": "linear", "min_scale": float("inf")}, "min_scale is inf; a number is needed"),
         ({"cond_aug": -1.0}, "cond_aug"),
