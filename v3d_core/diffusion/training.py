@@ -19,9 +19,11 @@ from torch import Tensor, nn
 from .conditioning import ConditioningConfig, clip_pixels
 from .training_capture import CapturedBackward
 from .training_loss import NoiseConfig, NoiseDraw, draw_noise, orbit_loss
+from .training_muon import Muon
 from .training_processes import average_gradients
 
 PRECISIONS = ("float32", "bfloat16")
+OPTIMISERS = ("adamw", "muon")
 SEED_STRIDE = 1_000_003  # keeps the random numbers of (seed, step) apart; any large prime
 
 
@@ -32,7 +34,8 @@ class TrainConfig:
     steps: int = 10_000  # updates of the weights
     batch_size: int = 16  # orbits per update, over all accumulated parts and processes
     accumulate: int = 1  # parts a batch is worked off in; memory falls, the result stays
-    learning_rate: float = 1e-4  # AdamW at its peak; V3D's configuration (1e-5 in an older one)
+    optimiser: str = "adamw"  # V3D's; muon learns faster from nothing, see `training_muon`
+    learning_rate: float = 1e-4  # at its peak; V3D's configuration (1e-5 in an older one)
     warmup_steps: int = 100  # linear rise of the rate; V3D has 1, a free choice of caution
     decay_share: float = 0.2  # of the steps, at the end, over which the rate falls to 0 linearly
     betas: tuple[float, float] = (0.9, 0.999)  # AdamW's own; V3D_512.yaml leaves them
@@ -49,6 +52,8 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
             raise ValueError(f"precision {self.precision!r} is none of {', '.join(PRECISIONS)}")
+        if self.optimiser not in OPTIMISERS:
+            raise ValueError(f"optimiser {self.optimiser!r} is none of {', '.join(OPTIMISERS)}")
         if self.steps < 1 or self.batch_size < 1 or self.accumulate < 1:
             raise ValueError(
                 f"steps {self.steps}, batch_size {self.batch_size} and accumulate "
@@ -148,7 +153,12 @@ class OrbitTrainer:
             unet_.enable_gradient_checkpointing()
         self.average = [p.detach().clone() for p in self.parameters] if config.ema_decay else []
         self.gradient_norm = torch.zeros((), device=self.device)  # before it was clipped
-        self.optimiser = torch.optim.AdamW(
+        self.optimiser = self._optimiser()
+
+    def _optimiser(self) -> torch.optim.Optimizer:
+        config = self.config
+        kind = Muon if config.optimiser == "muon" else torch.optim.AdamW
+        return kind(
             self.parameters,
             lr=config.learning_rate,
             betas=config.betas,

@@ -10,8 +10,9 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -19,8 +20,9 @@ from torch import Tensor, nn
 from ..formats.atomic import atomic_path
 from ..formats.weights import open_weights, write_safetensors
 from .checkpoint import AnyShape, ModelPart, part_layout, stream_part, to_sgm
+from .training_muon import Muon, is_matrix
 
-SHARD_BYTES = 16 * 10**6  # of one file of a saved state; small enough to move anywhere
+SHARD_BYTES = 15_500_000  # of tensors in one file of a saved state; with their names below 16 MB
 MOST_SHARDS = 256  # larger states have larger files
 PROGRESS = "progress.json"
 _PREFIXES = {
@@ -42,36 +44,38 @@ class Trainer(Protocol):
 
     @property
     def optimiser(self) -> torch.optim.Optimizer:
-        """AdamW."""
+        """AdamW or Muon."""
         ...
 
 
-def save_progress(folder: Path, trainer: Trainer) -> None:
+def save_progress(folder: Path, trainer: Trainer, small: bool = False) -> None:
     """Write weights, averages and optimiser state.
+
+    A small state has weights and averages in float16 and no momentum of Muon's matrices, which is
+    new after some twenty steps: 4 bytes a weight instead of 12. It goes on well, but not with the
+    same numbers.
 
     The files of a step have its number in their names and count when `progress.json` names them,
     which is written last; those of the step before go afterwards. So a state is whole whenever the
     process dies.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    shards: list[list[tuple[str, Callable[[], Tensor], tuple[int, ...]]]] = [[]]
-    entries = list(_state(trainer))
-    total = sum(4 * math.prod(shape) for _, _, shape in entries)
-    limit, size = max(SHARD_BYTES, total // MOST_SHARDS), 0
+    shards: list[list[_Entry]] = [[]]
+    entries = list(_state(trainer, small))
+    limit, size = max(SHARD_BYTES, sum(entry.bytes for entry in entries) // MOST_SHARDS), 0
     for entry in entries:
-        bytes_ = 4 * math.prod(entry[2])
-        if size and size + bytes_ > limit:
+        if size and size + entry.bytes > limit:
             shards.append([])
             size = 0
         shards[-1].append(entry)
-        size += bytes_
+        size += entry.bytes
     files = [f"state_{trainer.step:08d}_{index:03d}.safetensors" for index in range(len(shards))]
     for file, shard in zip(files, shards, strict=True):
-        layout = {name: (torch.float32, shape) for name, _, shape in shard}
-        tensors = ((name, get()) for name, get, _ in shard)
+        layout = {entry.name: (entry.dtype, entry.shape) for entry in shard}
+        tensors = ((entry.name, entry.get().to(entry.dtype)) for entry in shard)
         write_safetensors(folder / file, tensors, layout)
     with atomic_path(folder / PROGRESS) as temporary:
-        document = {"step": trainer.step, "files": files}
+        document = {"step": trainer.step, "files": files} | ({"small": True} if small else {})
         temporary.write_text(json.dumps(document) + "\n", encoding="utf-8")
     for old in folder.glob("state_*.safetensors"):
         if old.name not in files:
@@ -93,17 +97,10 @@ def load_progress(folder: Path, trainer: Trainer) -> bool:
     if not (folder / PROGRESS).exists():
         return False
     progress = json.loads((folder / PROGRESS).read_text(encoding="utf-8"))
-    for parameter in trainer.parameters:
-        trainer.optimiser.state[parameter] = {
-            "step": torch.tensor(
-                float(progress["step"]),
-                device=parameter.device if trainer.optimiser.defaults.get("fused") else "cpu",
-            ),
-            "exp_avg": torch.zeros_like(parameter, memory_format=torch.preserve_format),
-            "exp_avg_sq": torch.zeros_like(parameter, memory_format=torch.preserve_format),
-        }
-    due = {name: get for name, get, _ in _state(trainer)}
-    shapes = {name: shape for name, _, shape in _state(trainer)}
+    _start_optimiser(trainer, float(progress["step"]))
+    entries = list(_state(trainer, progress.get("small", False)))
+    due = {entry.name: entry.get for entry in entries}
+    shapes = {entry.name: entry.shape for entry in entries}
     for file_name in progress["files"]:
         with open_weights(folder / file_name) as file:
             for name in file:
@@ -125,8 +122,39 @@ def load_progress(folder: Path, trainer: Trainer) -> bool:
     return True
 
 
-def _state(trainer: Trainer) -> Iterator[tuple[str, Callable[[], Tensor], tuple[int, ...]]]:
-    """Names, tensors when they are asked for, and shapes."""
+class _Entry(NamedTuple):
+    """A tensor of a state, read when it is asked for."""
+
+    name: str
+    get: Callable[[], Tensor]
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    @property
+    def bytes(self) -> int:
+        return self.dtype.itemsize * math.prod(self.shape)
+
+
+def _moments(trainer: Trainer, parameter: nn.Parameter) -> dict[str, str]:
+    """Names in a state, and the optimiser's, of what it keeps of a weight."""
+    if isinstance(trainer.optimiser, Muon) and is_matrix(parameter):
+        return {"first": "exp_avg"}
+    return {"first": "exp_avg", "second": "exp_avg_sq"}
+
+
+def _start_optimiser(trainer: Trainer, step: float) -> None:
+    """Moments of 0, which a state is read into."""
+    optimiser = trainer.optimiser
+    fused = bool(optimiser.defaults.get("fused"))
+    for parameter in trainer.parameters:
+        state = optimiser.state[parameter]
+        state["step"] = torch.tensor(step, device=parameter.device if fused else "cpu")
+        for name in _moments(trainer, parameter).values():
+            state[name] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
+
+
+def _state(trainer: Trainer, small: bool) -> Iterator[_Entry]:
+    kept = torch.float16 if small else torch.float32
     for index, parameter in enumerate(trainer.parameters):
         shape = tuple(parameter.shape)
 
@@ -134,11 +162,15 @@ def _state(trainer: Trainer) -> Iterator[tuple[str, Callable[[], Tensor], tuple[
             state = trainer.optimiser.state.get(parameter, {})
             return state[kind] if kind in state else torch.zeros_like(parameter)
 
-        yield f"weight.{index:05d}", lambda p=parameter: p.detach(), shape
+        yield _Entry(f"weight.{index:05d}", lambda p=parameter: p.detach(), shape, kept)
         if trainer.average:
-            yield f"average.{index:05d}", lambda i=index: trainer.average[i], shape
-        yield f"first.{index:05d}", lambda get=moment: get("exp_avg"), shape
-        yield f"second.{index:05d}", lambda get=moment: get("exp_avg_sq"), shape
+            yield _Entry(f"average.{index:05d}", lambda i=index: trainer.average[i], shape, kept)
+        moments = _moments(trainer, parameter)
+        if small and "second" not in moments:
+            continue
+        for name, kind in moments.items():
+            get = partial(moment, kind)
+            yield _Entry(f"{name}.{index:05d}", get, shape, torch.float32)
 
 
 def sgm_state(shape: AnyShape, network: Any) -> dict[str, Tensor]:
