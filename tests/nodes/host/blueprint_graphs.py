@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from graph_layout import SLOT_PX, box, identifier, place
-from workflow_graphs import BIREFNET, LANE, V3D_FILE_NAMES, Node
+from workflow_graphs import BIREFNET, LANE, OFF, OWN_NUMBERS, Node, video_model
 
 SPECIAL_IN, SPECIAL_OUT = -10, -20  # ids that the front end gives a subgraph's two ends
 END_WIDTH, END_GAP = 160, 240  # px
@@ -38,15 +38,15 @@ class Blueprint:
 
 
 def to_orbit(top: int) -> dict[int, Node]:
-    """A picture cut out and turned: frames are (5, 0), views (5, 1)."""
+    """A picture cut out and turned: frames are (5, 0), views (5, 1); photos need 1 and 2 on."""
     sources = {"model": (4, 0), "clip_vision": (4, 1), "vae": (4, 2), "image": (3, 0)}
     cut_out = {"bg_removal_name": BIREFNET["name"]}
     return {
-        1: Node("LoadBackgroundRemovalModel", 0, cut_out, {}, top + 300),
-        2: Node("RemoveBackground", 1, {}, {"bg_removal_model": (1, 0)}, top + 300),
+        1: Node("LoadBackgroundRemovalModel", 0, cut_out, {}, top + 300, mode=OFF),
+        2: Node("RemoveBackground", 1, {}, {"bg_removal_model": (1, 0)}, top + 300, mode=OFF),
         3: Node("V3DPrepareImage", 2, {"size": 512}, {"mask": (2, 0)}, top + 300),
-        4: Node("V3DLoadModel", 2, V3D_FILE_NAMES, {}, top),
-        5: Node("V3DSampleOrbit", 3, {}, sources, top),
+        4: video_model(2, top),
+        5: Node("V3DSampleOrbit", 3, OWN_NUMBERS, sources, top),
     }
 
 
@@ -67,11 +67,16 @@ FILE_INPUTS = {
     "clip_vision_name": ((4, "clip_vision_name"),),
     "bg_removal_name": ((1, "bg_removal_name"),),
 }
-CUT_OUT = "One picture, its background removed, becomes an orbit of 18 frames (V3D), and those "
+TO_ORBIT = "One picture, cut out, becomes an orbit of 18 frames (V3D), and those "
+MODELS_AND_PHOTOS = (
+    "Runs as it is with V3D-nano, a demonstration; for real pictures choose V3D.ckpt (which needs "
+    "svd_xt.safetensors). A flat background is cut out; for photos switch on the two nodes inside "
+    "that remove it (Ctrl+M), which need birefnet.safetensors."
+)
 
 BLUEPRINTS = {
     "Image to Splat (V3D)": Blueprint(
-        CUT_OUT + "become a Gaussian splat. Needs V3D.ckpt, svd_xt.safetensors and BiRefNet.",
+        f"{TO_ORBIT}become a Gaussian splat. {MODELS_AND_PHOTOS}",
         ("image to 3d", "gaussian splatting", "3dgs", "v3d", "single image"),
         {
             **to_orbit(0),
@@ -96,8 +101,7 @@ BLUEPRINTS = {
         },
     ),
     "Image to Textured Mesh (V3D)": Blueprint(
-        CUT_OUT + "become a closed, light mesh with a texture. Needs V3D.ckpt, "
-        "svd_xt.safetensors and BiRefNet.",
+        f"{TO_ORBIT}become a closed, light mesh with a texture. {MODELS_AND_PHOTOS}",
         ("image to 3d", "image to mesh", "glb", "texture", "v3d", "single image"),
         {
             **to_orbit(LANE),

@@ -6,6 +6,8 @@ import importlib.util
 import os
 import shutil
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -44,24 +46,42 @@ if "comfy.cli_args" not in sys.modules:
     _load(scenes.PACK, REPOSITORY / "__init__.py", submodule_search_locations=[str(REPOSITORY)])
 
 
-@pytest.fixture(scope="session")
-def server(tmp_path_factory):
-    """ComfyUI on a fresh base directory, with this pack alone, a picture and tiny models in it."""
-    from comfy_server import ComfyServer
-
-    base = tmp_path_factory.mktemp("comfyui")
+def _base_directory(base: Path) -> Path:
+    """A fresh base directory with this pack alone in it."""
     (base / "custom_nodes").mkdir()
     os.symlink(REPOSITORY, base / "custom_nodes" / "ComfyUI-V3D", target_is_directory=True)
     (base / "input").mkdir()
-    frame = REPOSITORY / "v3d_core" / "data" / "demo_orbit" / "r_000.png"
-    shutil.copy(frame, base / "input" / "example.png")  # the name of core's own default picture
-    tiny_models.write_models(base / "models" / "checkpoints", scenes.pack)
+    return base
+
+
+@contextmanager
+def _running(base: Path) -> Iterator:
+    from comfy_server import ComfyServer
+
     running = ComfyServer(base)
     try:
         running.wait_until_ready()
         yield running
     finally:
         running.stop()
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory):
+    """ComfyUI on a fresh base directory, with this pack alone, a picture and tiny models in it."""
+    base = _base_directory(tmp_path_factory.mktemp("comfyui"))
+    frame = REPOSITORY / "v3d_core" / "data" / "demo_orbit" / "r_000.png"
+    shutil.copy(frame, base / "input" / "example.png")  # the name of core's own default picture
+    tiny_models.write_models(base / "models" / "checkpoints", scenes.pack)
+    with _running(base) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def bare_server(tmp_path_factory):
+    """ComfyUI as it is first started: with this pack, without any picture or model file."""
+    with _running(_base_directory(tmp_path_factory.mktemp("bare"))) as running:
+        yield running
 
 
 @pytest.fixture(scope="session")

@@ -149,7 +149,7 @@ def place(
             "size": [SIZES[kind].width, SIZES[kind].height],
             "flags": {},
             "order": order,
-            "mode": 0,
+            "mode": node.mode,
             "inputs": inputs,
             "outputs": [
                 {"name": name, "type": type_, "links": []}
@@ -165,8 +165,8 @@ def place(
         if node.title:
             nodes[number]["title"] = node.title
         asked = [model for model in MODELS.get(kind, ()) if model["name"] in node.values.values()]
-        if asked:
-            nodes[number]["properties"]["models"] = asked
+        if asked or node.files:
+            nodes[number]["properties"]["models"] = [*asked, *node.files]
         bottom[column] = top + SIZES[kind].grown + GAP
     for target, node in graph.items():
         for name, (source, output) in node.links.items():

@@ -1,4 +1,4 @@
-"""Writes workflows/*.jpg: runs seven workflows in a running ComfyUI and pictures what they made.
+"""Writes workflows/*.jpg: runs the workflows in a running ComfyUI and pictures what they made.
 
     python tests/nodes/host/make_thumbnails.py http://127.0.0.1:8188 OUTPUT_FOLDER [NAME...]
 
@@ -7,10 +7,10 @@ Without names all are made. Workflows that share a fit share it here too, in the
 OUTPUT_FOLDER is the server's output folder. The splat's picture is core's own rendering; core has
 no mesh renderer, so the .glb is drawn here with a point per bit of surface.
 
-`try_it_now` shows what the bundled model made. For the others no video model runs: the weights are
-not needed to make them. The workflows that start from one picture are shown by the demo orbit's
-first picture and by what was fitted to the whole demo orbit, which stands in for frames that V3D or
-SV3D would have sampled.
+Each shows what its own workflow made, as it is saved: those that start from one picture show what
+the bundled model made of it. Only `sv3d_to_splat` needs weights that are not here: it is shown by the
+demo orbit's first picture and by what was fitted to the whole demo orbit, which stands in for frames
+that SV3D would have sampled.
 """
 
 from __future__ import annotations
@@ -37,6 +37,8 @@ AZIMUTH_DEG, ELEVATION_DEG, RADIUS, FOV_DEG = 40.0, 15.0, 1.9, 50.0
 SURFACE_POINTS = 6_000_000
 INSET, STRIP = 152, 6  # px of the given picture's side; pictures in the strip of frames
 JPEG_QUALITY = 85
+FAR, MADE, EDGE = 2.6, (460, 396), 12  # radius that shows nano's meshes whole; px of what it made
+SEEN = 12  # levels darker than white
 
 
 def fetch(url: str, body: dict | None = None) -> bytes:
@@ -57,9 +59,9 @@ def run(server: str, name: str) -> tuple[dict, dict]:
     return prompt, history[queued]["outputs"]
 
 
-def splat_pictures(server: str) -> list[Image.Image]:
-    """The turntable of the splat, without its wide margin."""
-    prompt, outputs = run(server, "frames_to_splat")
+def splat_pictures(server: str, workflow: str) -> list[Image.Image]:
+    """The turntable of a workflow's splat, without its wide margin."""
+    prompt, outputs = run(server, workflow)
     number = next(
         n
         for n, entry in prompt.items()
@@ -88,39 +90,52 @@ def scores_picture(server: str) -> Image.Image:
     return canvas
 
 
-def given_picture(index: int = 0, folder: str = "demo_orbit") -> Image.Image:
-    """A shipped frame on white; the first is what the workflows start from, or would."""
-    path = REPOSITORY / "v3d_core" / "data" / folder / f"r_{index:03d}.png"
+def given_picture(folder: str) -> Image.Image:
+    """What the workflows start from, or would."""
+    return on_white(REPOSITORY / "v3d_core" / "data" / folder / "r_000.png")
+
+
+def on_white(path: Path) -> Image.Image:
+    """A frame without its transparency."""
     frame = Image.open(path).convert("RGBA")
     white = Image.new("RGBA", frame.size, "white")
     return Image.alpha_composite(white, frame).convert("RGB")
 
 
-def from_one_picture(
-    result: Image.Image, strip: list[Image.Image], folder: str = "demo_orbit", left: int = 8
-) -> Image.Image:
-    """The given picture small in a corner, the result large, frames below if there are any."""
+def from_demo_picture(result: Image.Image) -> Image.Image:
+    """The shipped picture small in a corner, what was made of it large and whole."""
     canvas = Image.new("RGB", (SIZE, SIZE), "white")
-    side = SIZE // STRIP if strip else 0
+    seen = ImageOps.invert(result.convert("L")).point(lambda level: 255 * (level > SEEN))
+    made = ImageOps.contain(result.crop(seen.getbbox()), MADE, Image.LANCZOS)
+    canvas.paste(made, (EDGE, SIZE - EDGE - made.height))
+    given = given_picture("demo_picture").resize((INSET, INSET), Image.LANCZOS)
+    canvas.paste(ImageOps.expand(given, 2, "#3f789e"), (SIZE - INSET - EDGE, 8))
+    return canvas
+
+
+def from_one_picture(result: Image.Image, strip: list[Image.Image]) -> Image.Image:
+    """The demo orbit's first picture small in a corner, the result large, frames below."""
+    canvas = Image.new("RGB", (SIZE, SIZE), "white")
+    side = SIZE // STRIP
     room = SIZE - side - INSET // 4
     canvas.paste(result.resize((room, room), Image.LANCZOS), (SIZE - room, INSET // 6))
-    given = given_picture(0, folder).resize((INSET, INSET), Image.LANCZOS)
-    canvas.paste(ImageOps.expand(given, 2, "#3f789e"), (left, 8))
+    given = given_picture("demo_orbit").resize((INSET, INSET), Image.LANCZOS)
+    canvas.paste(ImageOps.expand(given, 2, "#3f789e"), (8, 8))
     for index, picture in enumerate(strip):
         small = picture.resize((side, side), Image.LANCZOS)
         canvas.paste(small, (index * side, SIZE - side))
     return canvas
 
 
-def mesh_picture(server: str, output: Path, workflow: str) -> Image.Image:
+def mesh_picture(server: str, output: Path, workflow: str, radius: float = RADIUS) -> Image.Image:
     """A workflow's .glb seen from the upper right, in the colours of its texture."""
     prompt, outputs = run(server, workflow)
     number = next(n for n, entry in prompt.items() if entry["class_type"] == "V3DExportMesh")
     (shown,) = outputs[number]["3d"]
-    return picture_of_file(output / shown["subfolder"] / shown["filename"])
+    return picture_of_file(output / shown["subfolder"] / shown["filename"], radius)
 
 
-def picture_of_file(path: Path) -> Image.Image:
+def picture_of_file(path: Path, radius: float = RADIUS) -> Image.Image:
     """A textured .glb, unlit as viewers show it: the pictures hold their light."""
     mesh = trimesh.load(path, force="mesh", process=False)
     points, faces = trimesh.sample.sample_surface(mesh, SURFACE_POINTS, seed=0)
@@ -128,7 +143,7 @@ def picture_of_file(path: Path) -> Image.Image:
     uvs = (mesh.visual.uv[mesh.faces[faces]] * weights[..., None]).sum(1)
     texture = mesh.visual.material.baseColorTexture
     colours = trimesh.visual.color.uv_to_interpolated_color(uvs, texture)[:, :3] / 255
-    return draw(points, colours, 2 * SIZE).resize((SIZE, SIZE), Image.BOX)
+    return draw(points, colours, 2 * SIZE, radius).resize((SIZE, SIZE), Image.BOX)
 
 
 def compared_meshes(server: str, output: Path) -> Image.Image:
@@ -160,18 +175,21 @@ def srgb(linear: np.ndarray) -> np.ndarray:
     return np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
 
 
-def frames_picture() -> Image.Image:
-    """Nine frames of the demo orbit, the first one framed."""
+def frames_picture(server: str, output: Path, workflow: str) -> Image.Image:
+    """Nine of the frames that a workflow saved, the first one framed."""
+    prompt, outputs = run(server, workflow)
+    number = next(n for n, entry in prompt.items() if entry["class_type"] == "V3DSaveViews")
+    folder = output / outputs[number]["text"][0].removesuffix(" [output]")
     canvas, side = Image.new("RGB", (SIZE, SIZE), "white"), SIZE // 3
-    for index in range(9):
-        frame = given_picture(2 * index).resize((side, side), Image.LANCZOS)
+    for index, path in enumerate(sorted(folder.glob("*.png"))[::2]):
+        frame = on_white(path).resize((side, side), Image.LANCZOS)
         if index == 0:
             frame = ImageOps.expand(frame.crop((2, 2, side - 2, side - 2)), 2, "#3f789e")
         canvas.paste(frame, (index % 3 * side, index // 3 * side))
     return canvas
 
 
-def draw(points: np.ndarray, colours: np.ndarray, size: int) -> Image.Image:
+def draw(points: np.ndarray, colours: np.ndarray, size: int, radius: float = RADIUS) -> Image.Image:
     """Points [N, 3] with colours [N, 3] on white, nearest in front."""
     azimuth, elevation = np.radians([AZIMUTH_DEG, ELEVATION_DEG])
     back = np.array(
@@ -183,7 +201,7 @@ def draw(points: np.ndarray, colours: np.ndarray, size: int) -> Image.Image:
     )
     right = np.array([np.cos(azimuth), 0, -np.sin(azimuth)])
     axes = np.stack([right, -np.cross(back, right), back])
-    x, y, z = axes @ (points - RADIUS * back).T
+    x, y, z = axes @ (points - radius * back).T
     focal = size / 2 / np.tan(np.radians(FOV_DEG) / 2)
     column = np.floor(size / 2 - focal * x / z).astype(int)
     row = np.floor(size / 2 - focal * y / z).astype(int)
@@ -200,23 +218,24 @@ def draw(points: np.ndarray, colours: np.ndarray, size: int) -> Image.Image:
 def main() -> None:
     """Write all thumbnails, or those that are named."""
     server, output = sys.argv[1].rstrip("/"), Path(sys.argv[2])
-    turntable = functools.cache(lambda: splat_pictures(server))
-    mesh = functools.cache(lambda name: mesh_picture(server, output, name))
+    turntable = functools.cache(lambda name: splat_pictures(server, name))
+    mesh = functools.cache(lambda name, *radius: mesh_picture(server, output, name, *radius))
     thumbnails = {
-        "try_it_now": lambda: from_one_picture(
-            mesh("try_it_now"), [], "demo_picture", SIZE - INSET - 12
-        ),
-        "frames_to_splat": lambda: turntable()[2],
+        "try_it_now": lambda: from_demo_picture(mesh("try_it_now", FAR)),
+        "frames_to_splat": lambda: turntable("frames_to_splat")[2],
         "frames_to_mesh": lambda: mesh("frames_to_mesh"),
         "frames_to_neus_mesh": lambda: mesh("frames_to_neus_mesh"),
         "evaluate_orbit": lambda: scores_picture(server),
         "splat_to_mesh_compare": lambda: compared_meshes(server, output),
-        "image_to_splat": lambda: from_one_picture(turntable()[16], []),
-        "image_to_mesh": lambda: from_one_picture(mesh("frames_to_mesh"), []),
-        "image_to_orbit_ksampler": frames_picture,
+        "image_to_splat": lambda: from_demo_picture(turntable("image_to_splat")[2]),
+        "image_to_mesh": lambda: from_demo_picture(mesh("image_to_mesh", FAR)),
+        "image_to_orbit_ksampler": lambda: frames_picture(
+            server, output, "image_to_orbit_ksampler"
+        ),
         "texture_any_mesh": lambda: mesh("texture_any_mesh"),
         "sv3d_to_splat": lambda: from_one_picture(
-            turntable()[2], turntable()[:: len(turntable()) // STRIP]
+            turntable("frames_to_splat")[2],
+            turntable("frames_to_splat")[:: len(turntable("frames_to_splat")) // STRIP],
         ),
     }
     for name in sys.argv[3:] or thumbnails:

@@ -7,6 +7,7 @@ import graph_layout
 import numpy as np
 import pytest
 from prompts import DEMO, QUICK, assert_is_the_robot, node, only
+from released_interface import interfaces, widget_names
 from scenes import REPOSITORY, display_colours, open_mesh
 from ui_to_api import to_prompt
 
@@ -121,8 +122,7 @@ def test_exposed_widgets_are_those_of_the_nodes_inside(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_it_says_what_it_is(name, object_info):
-    del object_info
+def test_it_says_what_it_is_and_needs_no_file(name, object_info):
     blueprint = read(name)
     (subgraph,) = blueprint["definitions"]["subgraphs"]
     assert name.endswith(" (V3D)") and subgraph["category"] == "3D/V3D"
@@ -130,9 +130,19 @@ def test_it_says_what_it_is(name, object_info):
     assert len(blueprint["extra"]["BlueprintSearchAliases"]) >= 3
     for entry in subgraph["nodes"]:
         names = {model["name"] for model in entry["properties"].get("models", [])}
-        assert names <= set(entry["widgets_values"])  # so the front end offers them
-        if entry["type"] == "V3DLoadModel":
-            assert all(model in subgraph["description"] for model in names)
+        assert all(model in subgraph["description"] for model in names)
+        if entry["type"] == "V3DLoadModel":  # it needs none of them, and offers the choice
+            assert len(names) == 2 and not names & set(entry["widgets_values"])
+            assert entry["widgets_values"][0] == "V3D-nano (bundled)"
+            (wrapper,) = blueprint["nodes"]
+            assert [str(entry["id"]), "model_name"] in wrapper["properties"]["proxyWidgets"]
+        else:
+            assert names <= set(entry["widgets_values"])  # so the front end offers them
+        wants_file = entry["type"] in ("LoadBackgroundRemovalModel", "RemoveBackground")
+        assert entry["mode"] == (2 if wants_file else 0)
+        if entry["type"] == "V3DSampleOrbit":
+            chosen = dict(zip(sampler_widgets(object_info), entry["widgets_values"], strict=True))
+            assert (chosen["steps"], chosen["scale"]) == (0, 0)
 
 
 def test_orbit_to_textured_mesh_runs(server, object_info):
@@ -161,6 +171,12 @@ def test_orbit_to_textured_mesh_runs(server, object_info):
     assert len(run.outputs["texture"]["images"]) == 1
 
 
+def sampler_widgets(object_info):
+    """Names of V3D Sample Orbit's saved widget values."""
+    inputs = interfaces(object_info)["V3DSampleOrbit"]["inputs"]
+    return widget_names(inputs, {})
+
+
 def test_image_to_splat_runs_once_the_frames_are_an_orbit(server, object_info):
     """Without weights the fitted frames are the demo's; all before runs on a random model."""
     blueprint = read("Image to Splat (V3D)")
@@ -168,7 +184,7 @@ def test_image_to_splat_runs_once_the_frames_are_an_orbit(server, object_info):
     prompt = to_prompt(with_links(blueprint, image=(sample, 0)), object_info)
     for entry in prompt.values():
         entry["inputs"] |= QUICK.get(entry["class_type"], {}) | TINY.get(entry["class_type"], {})
-    del prompt[only(prompt, "LoadBackgroundRemovalModel")], prompt[only(prompt, "RemoveBackground")]
+    prompt[only(prompt, "V3DLoadModel")]["inputs"]["model_name"] = "V3D.ckpt"
     prompt[only(prompt, "V3DPrepareImage")]["inputs"]["mask"] = [only(prompt, "LoadImage"), 1]
     prompt["frames"] = node("PreviewImage", images=output_of(blueprint, prompt, "frames"))
     orbit = only(prompt, "V3DSampleOrbit")

@@ -5,9 +5,19 @@ from __future__ import annotations
 import json
 
 import pytest
-from browser import chromium, ended_run, open_template, page, press, press_run, set_widgets
-from prompts import QUICK
+from browser import (
+    chromium,
+    click_beside_the_nodes,
+    ended_run,
+    open_template,
+    page,
+    press,
+    press_run,
+    set_widgets,
+)
+from prompts import QUICK, only
 from scenes import REPOSITORY, open_mesh
+from ui_to_api import to_prompt
 
 pytestmark = pytest.mark.slow
 __all__ = ["chromium", "page"]  # fixtures
@@ -24,22 +34,67 @@ GRAPH = """() => ({
   missing: app.graph.nodes.filter((n) => !LiteGraph.registered_node_types[n.type]).map((n) => n.type),
   red: app.graph.nodes.filter((n) => n.has_errors).map((n) => n.type),
 })"""
-NEED_FILES = {"V3DLoadModel", "LoadBackgroundRemovalModel", "ImageOnlyCheckpointLoader"}
+NEED_FILES = {"sv3d_to_splat": {"LoadBackgroundRemovalModel", "ImageOnlyCheckpointLoader"}}
+PROMPT = "async () => (await app.graphToPrompt()).output"
+VIEWERS = {  # what core's viewers add of themselves
+    "SaveGaussianSplat": "viewport_state",
+    "Preview3D": "image",
+    "SaveGLB": "image",
+}
+PHOTOS = """() => {
+  const kinds = ['LoadBackgroundRemovalModel', 'RemoveBackground'];
+  const nodes = app.graph.nodes.filter((node) => kinds.includes(node.type));
+  app.canvas.selectItems(nodes);
+  return nodes.map((node) => node.mode);
+}"""
 
 
-def test_every_template_loads_with_all_its_nodes_and_values(page):
+def test_every_template_loads_with_all_its_nodes_and_values(page, object_info):
+    """And is sent as our tests send it; red only where a model has to be there first."""
     for path in WORKFLOWS:
         open_template(page, path.stem)
         wanted = json.loads(path.read_text(encoding="utf-8"))["nodes"]
         page.wait_for_function("(count) => app.graph.nodes.length === count", arg=len(wanted))
         found = page.evaluate(GRAPH)
-        assert not found["missing"] and set(found["red"]) <= NEED_FILES, path.stem
+        assert not found["missing"], path.stem
+        assert set(found["red"]) <= NEED_FILES.get(path.stem, set()), path.stem
         values = {number: (kind, values) for number, kind, values in found["nodes"]}
         for node in wanted:
             kind, loaded = values[node["id"]]
             given = node.get("widgets_values", [])
             assert kind == node["type"]
             assert loaded[: len(given)] == given, (path.stem, kind)  # core adds some of its own
+        if path.stem not in NEED_FILES:
+            wanted = to_prompt(json.loads(path.read_text(encoding="utf-8")), object_info)
+            assert as_sent(page.evaluate(PROMPT)) == as_sent(wanted), path.stem
+
+
+def as_sent(prompt):
+    """Classes and inputs of a prompt, without what viewers add."""
+    return {
+        number: (entry["class_type"], without_viewer(entry["class_type"], entry["inputs"]))
+        for number, entry in prompt.items()
+    }
+
+
+def without_viewer(kind, inputs):
+    return {name: value for name, value in inputs.items() if name != VIEWERS.get(kind)}
+
+
+def test_one_keystroke_switches_on_what_a_photo_needs(page):
+    """The front end then asks for its file, and for none before."""
+    open_template(page, "image_to_splat")
+    assert page.evaluate(PHOTOS) == [2, 2]
+    assert page.evaluate(GRAPH)["red"] == []
+    click_beside_the_nodes(page)
+    page.evaluate(PHOTOS)
+    page.keyboard.press("Control+m")
+    page.wait_for_function(f"() => ({GRAPH})().red.length")
+    assert page.evaluate(GRAPH)["red"] == ["LoadBackgroundRemovalModel"]
+    assert page.evaluate(PHOTOS) == [0, 0]
+    sent = page.evaluate(PROMPT)
+    prepared, cut = only(sent, "V3DPrepareImage"), only(sent, "RemoveBackground")
+    assert sent[prepared]["inputs"]["mask"] == [cut, 0]
 
 
 FITS = {

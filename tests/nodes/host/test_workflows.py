@@ -20,8 +20,11 @@ from prompts import (
     workflow_prompt,
 )
 from scenes import REPOSITORY, asymmetric_splats, display_colours, open_mesh, pack
+from ui_to_api import to_prompt
 
 WORKFLOWS = sorted(path.stem for path in (REPOSITORY / "workflows").glob("*.json"))
+ONE_CHOICE = ["image_to_splat", "image_to_mesh", "image_to_orbit_ksampler"]  # from nano to V3D
+V3D_FILES = ["V3D.ckpt", "svd_xt.safetensors"]
 SMALL = {
     **QUICK,
     "V3DPrepareImage": {"size": 64},
@@ -40,8 +43,14 @@ def all_models(object_info):
 
 
 def small_prompt(name, schemas):
-    """The workflow at test size, its picture cut out by the sample's own masks: no BiRefNet here."""
+    """The workflow at test size with V3D.ckpt chosen, which is all that its note asks for.
+
+    No BiRefNet here: where it is switched on, the picture is cut out by the sample's own masks.
+    """
     prompt = workflow_prompt(name, schemas, SMALL)
+    if name in ONE_CHOICE:
+        prompt[only(prompt, "V3DLoadModel")]["inputs"]["model_name"] = V3D_FILES[0]
+        return prompt
     del prompt[only(prompt, "LoadBackgroundRemovalModel")], prompt[only(prompt, "RemoveBackground")]
     sample = prompt[only(prompt, "ImageFromBatch")]["inputs"]["image"][0]
     assert prompt[sample]["inputs"]["folder"] == DEMO
@@ -138,28 +147,97 @@ def test_nothing_has_to_be_uploaded_first(name):
             assert entry["widgets_values"][0] == ""
             assert not any(output["links"] for output in entry["outputs"])
         if entry["type"] == "V3DLoadViews":
-            shipped = workflow_graphs.DEMO_PICTURE if name == "try_it_now" else DEMO
+            nano = name in (*ONE_CHOICE, "try_it_now")
+            shipped = workflow_graphs.DEMO_PICTURE if nano else DEMO
             assert entry["widgets_values"][0] == shipped
 
 
-@pytest.mark.parametrize(
-    "name", ["image_to_splat", "image_to_mesh", "image_to_orbit_ksampler", "sv3d_to_splat"]
-)
+@pytest.mark.parametrize("name", ONE_CHOICE)
+def test_nothing_has_to_be_downloaded_before_the_model_is_chosen(name, object_info):
+    """What asks for a file is switched off, and nothing of it is left in the prompt."""
+    workflow = read(name)
+    off = {entry["type"] for entry in workflow["nodes"] if entry["mode"] != 0}
+    assert off == {"LoadBackgroundRemovalModel", "RemoveBackground"}
+    assert {entry["mode"] for entry in workflow["nodes"]} == {0, 2}
+    prompt = workflow_prompt(name, object_info, {})
+    values = [value for entry in prompt.values() for value in entry["inputs"].values()]
+    assert not [value for value in values if str(value).endswith((".ckpt", ".safetensors"))]
+    assert not off & {entry["class_type"] for entry in prompt.values()}
+    assert {value[0] for value in values if isinstance(value, list)} <= prompt.keys()
+    assert "mask" not in prompt[only(prompt, "V3DPrepareImage")]["inputs"]
+    loader = prompt[only(prompt, "V3DLoadModel")]["inputs"]
+    assert loader == {
+        "model_name": "V3D-nano (bundled)",
+        "clip_vision_name": "auto",
+        "vae_name": "auto",
+    }
+
+
+@pytest.mark.parametrize("name", ONE_CHOICE)
+def test_switched_on_the_two_nodes_cut_a_photo_out(name, object_info):
+    workflow = read(name)
+    for entry in workflow["nodes"]:
+        entry["mode"] = 0
+    schemas = json.loads(json.dumps(object_info))
+    file = schemas["LoadBackgroundRemovalModel"]["input"]["required"]["bg_removal_name"]
+    (file[1]["options"] if file[0] == "COMBO" else file[0]).append("birefnet.safetensors")
+    prompt = to_prompt(workflow, schemas)
+    cut, prepared = only(prompt, "RemoveBackground"), only(prompt, "V3DPrepareImage")
+    assert prompt[prepared]["inputs"]["mask"] == [cut, 0]
+    assert prompt[cut]["inputs"]["bg_removal_model"][0] in prompt
+    assert prompt[cut]["inputs"]["image"] == prompt[prepared]["inputs"]["image"]
+
+
+@pytest.mark.parametrize("name", ["image_to_splat", "image_to_mesh"])
+def test_the_sampler_takes_the_numbers_of_whichever_model_is_chosen(name, object_info):
+    prompt = workflow_prompt(name, object_info, {})
+    inputs = prompt[only(prompt, "V3DSampleOrbit")]["inputs"]
+    assert (inputs["steps"], inputs["scale"]) == (0, 0)
+
+
+def test_cores_sampler_has_the_numbers_of_nano_and_the_note_those_of_v3d(object_info):
+    prompt = workflow_prompt("image_to_orbit_ksampler", object_info, {})
+    inputs = prompt[only(prompt, "KSampler")]["inputs"]
+    bundled = pack("v3d_core.diffusion.bundled")
+    nano = bundled.trained_for(bundled.nano_file())
+    assert (inputs["steps"], inputs["cfg"]) == bundled.chosen_numbers(nano, None, None)[:2]
+    assert (inputs["sampler_name"], inputs["scheduler"]) == ("euler", "karras")
+    steps, scale, _ = bundled.chosen_numbers(None, None, None)
+    assert f"{steps} steps and cfg {scale:g}" in note_of(read("image_to_orbit_ksampler"))
+
+
+def note_of(workflow):
+    (note,) = [n["widgets_values"][0] for n in workflow["nodes"] if n["type"] == "MarkdownNote"]
+    return note
+
+
+@pytest.mark.parametrize("name", ONE_CHOICE)
+def test_the_note_says_what_nano_is_and_which_choice_to_make(name):
+    note = note_of(read(name))
+    assert "**V3D-nano is a demonstration**" in note
+    assert "**For real pictures choose `V3D.ckpt` in *V3D Load Model***" in note
+
+
+@pytest.mark.parametrize("name", [*ONE_CHOICE, "sv3d_to_splat"])
 def test_loaders_tell_the_front_end_where_their_files_come_from(name, object_info):
-    workflow = json.loads((REPOSITORY / "workflows" / f"{name}.json").read_text())
+    workflow = read(name)
     loaders = [n for n in workflow["nodes"] if "Load" in n["type"]]
     loaders = [n for n in loaders if n["type"] not in ("LoadImage", "V3DLoadViews")]
     assert len(loaders) == 2
     for loader in loaders:
         models = loader["properties"]["models"]
         # the front end offers only files that a widget of the same node asks for
-        assert {model["name"] for model in models} <= set(loader["widgets_values"])
+        names, asked = [model["name"] for model in models], set(loader["widgets_values"])
+        if loader["type"] == "V3DLoadModel":
+            assert names == V3D_FILES and not asked & set(names)  # for later: it has nano
+        else:
+            assert set(names) <= asked
         for model in models:
             assert model["url"].startswith("https://huggingface.co/")
             assert model["url"].endswith(f"/{model['name']}")
             assert model["name"].endswith((".ckpt", ".safetensors"))
             assert model["directory"] in ("checkpoints", "background_removal")
-    (note,) = [n["widgets_values"][0] for n in workflow["nodes"] if n["type"] == "MarkdownNote"]
+    note = note_of(workflow)
     assert "licence" in note
     for loader in loaders:
         assert not [m["name"] for m in loader["properties"]["models"] if m["name"] not in note]

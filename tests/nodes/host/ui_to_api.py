@@ -47,12 +47,17 @@ class _Graph:
         return _Graph(prefix, subgraph["nodes"], links, self.subgraphs, self, wrapper)
 
     def source(self, link: int) -> list | None:
-        """Node and output that a link comes from, through all subgraphs; None: from nowhere."""
+        """Node and output that a link comes from, through all subgraphs.
+
+        None: from nowhere, or from a muted node, which has no output.
+        """
         origin, slot = self.links[link][:2]
         if origin == INPUT_END:
             given = self.wrapper["inputs"][slot].get("link")
             return None if given is None else self.outer.source(given)
         node = next(node for node in self.nodes if node["id"] == origin)
+        if node.get("mode") == MUTED:
+            return None
         if node["type"] not in self.subgraphs:
             return [f"{self.prefix}{origin}", slot]
         inner = self.inside(node)

@@ -29,6 +29,8 @@ class Node:
         links: Where its inputs come from: node number and output number, by input name.
         top: It does not stand higher than this, px.
         title: What it is called instead of its class's name.
+        mode: 0: it runs; 2: it is switched off, with what leads to it.
+        files: Model files that it names for later, beside those that its values ask for.
     """
 
     kind: str
@@ -37,6 +39,8 @@ class Node:
     links: dict = field(default_factory=dict)
     top: int = 0
     title: str = ""
+    mode: int = 0
+    files: tuple[dict, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -83,10 +87,13 @@ MODELS = {
     "ImageOnlyCheckpointLoader": [SV3D_U],
     "LoadBackgroundRemovalModel": [BIREFNET],
 }
-V3D_FILE_NAMES = {"model_name": V3D_CKPT["name"], "clip_vision_name": SVD_XT["name"]}
+# As muted nodes of the front end: bypassed ones make it complain of each run, since Remove
+# Background takes no mask that it could hand on.
+OFF = 2
 
 LANE = 1150  # px: the frames' way to the texture, below the fit that stands above with its panels
 RENDER = {"width": 512, "height": 512, "frames": 18, "sharpen": 1.0, "background": "#ffffff"}
+OWN_NUMBERS = {"steps": 0, "scale": 0.0}  # whichever model is chosen
 NANO_SIZE, NANO_SCALE, NANO_STEPS = 128, 1.0, 6  # v3d_core/diffusion/bundled.py
 SAVE_SPLAT = {"filename_prefix": "3d/V3D_splat"}
 PICTURE, BELOW_SAMPLER = 130, 980  # px: see `picture`
@@ -104,30 +111,47 @@ def frames_from_folder(top: int) -> dict[int, Node]:
     }
 
 
-def picture(size: int, loader: Node, top: int) -> dict[int, Node]:
+def picture(
+    size: int, loader: Node, top: int, folder: str = DEMO_PICTURE, background: int = OFF
+) -> dict[int, Node]:
     """From a sample picture to a prepared one (7, 0), with the loader of the video model as 6.
 
-    ComfyUI has no pictures of packs' templates; the demo orbit's first frame is one that is there.
+    ComfyUI has no pictures of packs' templates; a shipped folder's first one is there. It needs no
+    `background` removal: its own is flat, and V3D Prepare Image cuts that out by itself.
     """
-    cut_out = {"bg_removal_model": (4, 0), "image": (3, 0)}
+    file, cut_out = {"bg_removal_name": BIREFNET["name"]}, {"image": (3, 0)}
+    titles = ("For photos: background model", "For photos") if background else ("", "")
     return {
-        1: Node("V3DLoadViews", 0, {"folder": DEMO}, {}, top, "Sample picture"),
+        1: Node("V3DLoadViews", 0, {"folder": folder}, {}, top, "Sample picture"),
         2: Node("LoadImage", 0, {"image": ""}, {}, top, "Your own picture"),
         3: Node("ImageFromBatch", 1, {}, {"image": (1, 1)}, top + PICTURE),
-        4: Node("LoadBackgroundRemovalModel", 1, {"bg_removal_name": BIREFNET["name"]}, {}, top),
-        5: Node("RemoveBackground", 2, {}, cut_out, top),
+        4: Node("LoadBackgroundRemovalModel", 1, file, {}, top, titles[0], background),
+        5: Node(
+            "RemoveBackground",
+            2,
+            {},
+            {"bg_removal_model": (4, 0), **cut_out},
+            top,
+            titles[1],
+            background,
+        ),
         6: loader,
         7: Node("V3DPrepareImage", 3, {"size": size}, {"image": (3, 0), "mask": (5, 0)}, top + 220),
         8: Node("PreviewImage", 4, {}, {"images": (7, 0)}, top + BELOW_SAMPLER, "Cut out, centred"),
     }
 
 
+def video_model(column: int, top: int) -> Node:
+    """V3D Load Model with the model that needs no file; it names the files of the other one."""
+    return Node("V3DLoadModel", column, {"model_name": NANO}, top=top, files=(V3D_CKPT, SVD_XT))
+
+
 def v3d_orbit(top: int) -> dict[int, Node]:
-    """The same, and the orbit (9) that V3D's model makes of it."""
+    """The same, and the orbit (9) that V3D's model, or the bundled one, makes of it."""
     sources = {"model": (6, 0), "clip_vision": (6, 1), "vae": (6, 2), "image": (7, 0)}
     return {
-        **picture(512, Node("V3DLoadModel", 3, V3D_FILE_NAMES, top=top), top),
-        9: Node("V3DSampleOrbit", 4, {}, sources, top),
+        **picture(512, video_model(3, top), top),
+        9: Node("V3DSampleOrbit", 4, OWN_NUMBERS, sources, top),
     }
 
 
@@ -191,7 +215,8 @@ PICTURE_GROUPS = (
     ("Video model", PURPLE, (6, 7, 8, 9)),
 )
 SV3D_SAMPLER = {"steps": 50, "cfg": 2.5, "sampler_name": "euler", "scheduler": "karras"}
-V3D_SAMPLER = {"steps": 25, "cfg": 3.5, "sampler_name": "euler", "scheduler": "karras"}
+NANO_SAMPLER = {"steps": NANO_STEPS, "cfg": NANO_SCALE}
+NANO_SAMPLER |= {"sampler_name": "euler", "scheduler": "karras"}
 
 TEMPLATES = {
     "try_it_now": Template(
@@ -305,7 +330,7 @@ TEMPLATES = {
     "image_to_orbit_ksampler": Template(
         notes.KSAMPLER_NOTE,
         {
-            **picture(512, Node("V3DLoadModel", 3, V3D_FILE_NAMES), 0),
+            **picture(512, video_model(3, 0), 0),
             9: Node(
                 "V3DConditioning",
                 4,
@@ -316,7 +341,7 @@ TEMPLATES = {
             10: Node(
                 "KSampler",
                 5,
-                V3D_SAMPLER,
+                NANO_SAMPLER,
                 {"model": (6, 0), "positive": (9, 0), "negative": (9, 1), "latent_image": (9, 2)},
                 OVER,
             ),
@@ -336,7 +361,11 @@ TEMPLATES = {
         notes.SV3D_NOTE,
         {
             **picture(
-                576, Node("ImageOnlyCheckpointLoader", 3, {"ckpt_name": SV3D_U["name"]}, top=940), 0
+                576,
+                Node("ImageOnlyCheckpointLoader", 3, {"ckpt_name": SV3D_U["name"]}, top=940),
+                0,
+                DEMO,
+                background=0,
             ),
             8: Node("PreviewImage", 4, {}, {"images": (7, 0)}, 0, "Cut out, centred"),
             9: Node("VideoTriangleCFGGuidance", 4, {"min_cfg": 1.0}, {"model": (6, 0)}, 550),

@@ -97,12 +97,29 @@ Another splat? Put *Get Splat* in the place of *V3D Fit Splat*. Without views \
 V3D's node looks from around by itself.
 """
 
-PICTURE = """### The picture
+SV3D_PICTURE = """### The picture
 The first frame of the demo orbit stands for yours. **Your own**: drag a picture onto *Load Image* \
 and connect its `IMAGE` to *Get Image from Batch*. One object, seen from its front at its own \
 height, not cut off. *Remove Background* finds it (`birefnet.safetensors` in \
 `models/background_removal`). Has your picture alpha? Then you may connect *Load Image*'s `MASK` to \
 *V3D Prepare Image* instead and delete the two background nodes.
+"""
+
+PICTURE = """### Your own picture
+Drag it onto *Load Image* and connect its `IMAGE` to *Get Image from Batch*. One object, seen from \
+its front at its own height, not cut off. A flat background is cut out by *V3D Prepare Image*. **A \
+photo**: put [birefnet.safetensors](https://huggingface.co/Comfy-Org/BiRefNet) into \
+`models/background_removal`, press **R**, select both nodes *For photos* and press **Ctrl+M**: that \
+switches them on. Has your picture alpha? Then connect *Load Image*'s `MASK` to *V3D Prepare Image*.
+"""
+
+NANO = """It runs as it is with *V3D-nano*, a small video model that comes with V3D: no file to \
+download, no GPU needed. **V3D-nano is a demonstration**: 128 px, soft, its colours in blots, and all \
+it knows are simple toys. **For real pictures choose `V3D.ckpt` in *V3D Load Model***"""
+
+ONE_CHOICE = f"""### The model
+{NANO}; nothing else has to be changed: 0 as `steps` and `scale` in *V3D Sample Orbit* is what the \
+model was made for.
 """
 
 V3D_FILES = """### Two model files, in `models/checkpoints`
@@ -118,7 +135,7 @@ in V3D Load Model then.
 
 ORBIT = """### The orbit
 Look at the 18 frames first: a fit cannot mend an orbit that drifts. Another `seed` gives another \
-back of the object; `scale` 3.5 to 4.5.
+back of the object; with V3D.ckpt `scale` may be up to 4.5.
 """
 
 TRY_NOTE = f"""## One picture to a splat and a textured mesh, with nothing to download
@@ -130,7 +147,7 @@ texture is made of it. Two cores without a GPU take about a minute.
 V3D-nano shows how the whole way works. It has a hundredth of the size of V3D's model and has only \
 seen toys made of balls, boxes and rings. The orbit is soft and a guess behind, and **colours come \
 in blots**: they are right as a whole, patterns are lost. For real pictures take \
-*image_to_splat* and *image_to_mesh* with V3D.ckpt: the nodes are the same.
+*image_to_splat* and *image_to_mesh*, and choose V3D.ckpt there: the nodes are the same.
 
 ### Your own picture
 Drag it onto *Load Image* and connect its `IMAGE` to *Get Image from Batch*. One object on a plain \
@@ -145,19 +162,22 @@ as set here. Another \
 
 IMAGE_SPLAT_NOTE = f"""## One picture to a Gaussian splat
 Cuts the object out, turns V3D's camera around it (18 frames), fits a splat to them and saves a \
-`.ply`.
+`.ply`. Two cores without a GPU take about a minute with V3D-nano.
 
-{PICTURE}
+{ONE_CHOICE}
 {V3D_FILES}
+{PICTURE}
 {ORBIT}
 {QUALITY}"""
 
 IMAGE_MESH_NOTE = f"""## One picture to a textured mesh
 Cuts the object out, turns V3D's camera around it (18 frames), fits a splat to them, takes a closed \
-mesh out of it, makes that light, and gives it a texture from the frames, saved as `.glb`.
+mesh out of it, makes that light, and gives it a texture from the frames, saved as `.glb`. Two \
+cores without a GPU take about a minute with V3D-nano.
 
-{PICTURE}
+{ONE_CHOICE}
 {V3D_FILES}
+{PICTURE}
 {ORBIT}
 {ASSET}
 {UNSEEN}"""
@@ -165,11 +185,15 @@ mesh out of it, makes that light, and gives it a texture from the frames, saved 
 KSAMPLER_NOTE = f"""## One picture to an orbit, by core's own sampler
 *V3D Conditioning* tells core's *KSampler* what V3D's model has to know, so that samplers, \
 schedulers, LoRAs and patches of other packs can be tried. With the values set here (euler, karras, \
-25 steps, cfg 3.5) it gives the orbit of *V3D Sample Orbit*. *V3D Save Views* writes frames and \
-cameras to `output/v3d`, where *V3D Load Views* and other programs find them.
+{NANO_STEPS} steps, cfg {NANO_SCALE:g}, as V3D-nano takes them) it gives the orbit of *V3D Sample \
+Orbit*. *V3D Save Views* writes frames and cameras to `output/v3d`, where *V3D Load Views* and other \
+programs find them.
 
-{PICTURE}
+### The model
+{NANO} and set *KSampler* to 25 steps and cfg 3.5: core's sampler does not know a model's own numbers.
+
 {V3D_FILES}
+{PICTURE}
 ### Seeds
 The `seed` of *V3D Conditioning* and that of *KSampler* are two; keep them alike.
 """
@@ -198,7 +222,7 @@ SV3D_NOTE = f"""## SV3D's orbit to a Gaussian splat
 Core's nodes sample 21 frames with Stability AI's SV3D_u; V3D only prepares the picture and fits \
 the splat.
 
-{PICTURE}
+{SV3D_PICTURE}
 ### One model file, in `models/checkpoints`
 [sv3d_u.safetensors](https://huggingface.co/stabilityai/sv3d), Stability AI's licence; its page \
 asks you to log in and agree before you download. No file of V3D is needed.
