@@ -65,7 +65,6 @@ PICTURE_INPUTS = {"image": ((2, "image"), (3, "image"))}
 FILE_INPUTS = {
     "model_name": ((4, "model_name"),),
     "clip_vision_name": ((4, "clip_vision_name"),),
-    "bg_removal_name": ((1, "bg_removal_name"),),
 }
 TO_ORBIT = "One picture, cut out, becomes an orbit of 18 frames (V3D), and those "
 MODELS_AND_PHOTOS = (
