@@ -18,7 +18,7 @@ from .cli_generate import DTYPES, add_companion, chosen_parts
 from .cli_shared import add_seed_and_device, chosen_device, progress_bar, say, shown_options
 from .diffusion.layout import ClipShape, UNetShape, VaeShape
 from .diffusion.model_files import V3D_FILE, ModelParts
-from .diffusion.training import PRECISIONS, TrainConfig
+from .diffusion.training import OPTIMISERS, PRECISIONS, TrainConfig
 from .diffusion.training_config import Data, Outcome, RunConfig, Scratch
 from .diffusion.training_log import stop_on_signals
 from .diffusion.training_loss import NoiseConfig
@@ -84,13 +84,18 @@ def _add_learning(train: argparse.ArgumentParser) -> None:
         ("--learning-rate", float, TRAIN.learning_rate, "at its peak"),
         ("--warmup-steps", int, TRAIN.warmup_steps, "over which the rate rises"),
         ("--ema", float, TRAIN.ema_decay, "decay of the averaged weights; 0: none, saves memory"),
-        ("--weight-decay", float, TRAIN.weight_decay, "of AdamW"),
+        ("--weight-decay", float, TRAIN.weight_decay, "of the optimiser"),
         ("--log-sigma-mean", float, TRAIN.noise.log_sigma_mean, "of the noise level's logarithm"),
         ("--log-sigma-std", float, TRAIN.noise.log_sigma_std, "of the noise level's logarithm"),
         ("--drop-token", float, TRAIN.noise.drop_token, "share of orbits without the CLIP token"),
         ("--drop-latent", float, TRAIN.noise.drop_latent, "share without the picture's latent"),
     ):
         group.add_argument(name, type=kind, metavar="N", help=f"{text}; {default:g}")
+    group.add_argument(
+        "--optimiser",
+        choices=OPTIMISERS,
+        help=f"{TRAIN.optimiser}; {NanoConfig().training.optimiser} for --from-scratch nano",
+    )
     group.add_argument(
         "--precision",
         choices=("auto", *PRECISIONS),
@@ -115,6 +120,11 @@ def _add_watching(train: argparse.ArgumentParser) -> None:
     group = train.add_argument_group("saving and watching")
     group.add_argument(
         "--save-every", type=int, default=RUN.save_every, metavar="STEPS", help="%(default)s"
+    )
+    group.add_argument(
+        "--small-state",
+        action="store_true",
+        help="saved states in 16 bits and without muon's momentum, a third of the bytes",
     )
     group.add_argument(
         "--validate-every",
@@ -266,6 +276,7 @@ def chosen_run(options: argparse.Namespace, device: torch.device) -> RunConfig:
         for name in ("steps", "batch_size", "accumulate", "learning_rate", "warmup_steps")
     }
     given |= {"weight_decay": options.weight_decay, "ema_decay": options.ema}
+    given["optimiser"] = options.optimiser
     precision = options.precision
     if precision == "auto":
         precision = "bfloat16" if device.type == "cuda" else "float32"
@@ -290,6 +301,7 @@ def chosen_run(options: argparse.Namespace, device: torch.device) -> RunConfig:
         options.validate_every,
         options.save_every,
         seconds=options.seconds,
+        small_state=options.small_state,
         dtype=DTYPES[options.dtype],
     )
 

@@ -239,6 +239,40 @@ def test_full_fine_tuning_moves_all_weights_of_the_unet_and_no_others(data, mode
     assert all(torch.equal(vae[0][name], vae[1][name]) for name in vae[0])
 
 
+def test_muon_goes_on_from_a_small_state_near_by(data, model, tmp_path, monkeypatch):
+    options = [*model, *BLIND, "--full", "--dtype", "float32", "--optimiser", "muon"]
+    options += ["--learning-rate", 1e-3, "--small-state", "--steps", 2]
+    report = train(data, tmp_path / "whole", *options)
+    assert report["settings"]["training"]["optimiser"] == "muon"
+    update = OrbitTrainer.update
+
+    def interrupted(self, source):
+        loss = update(self, source)
+        if self.step == 1:
+            signal.raise_signal(signal.SIGINT)
+        return loss
+
+    out = tmp_path / "halves"
+    with monkeypatch.context() as patch:
+        patch.setattr(OrbitTrainer, "update", interrupted)
+        assert train(data, out, *options, expect=130)["step"] == 1
+    state = sum(path.stat().st_size for path in (out / "state").glob("*.safetensors"))
+    unet = sum(
+        t.numel()
+        for t in read_part(
+            find_model(tmp_path / "whole" / "model.safetensors").unet, "sgm"
+        ).values()
+    )
+    assert state < 7 * unet  # a whole state has 12 or 16 bytes for each
+    assert train(data, out, *options)["finished"]
+    first, last = (tensors_of(tmp_path / run / "model.safetensors") for run in ("whole", "halves"))
+    assert first.keys() == last.keys()
+    moved = [n for n in first if not torch.equal(first[n], last[n])]
+    assert moved  # not to the bit, unlike a whole state
+    for name in first:
+        torch.testing.assert_close(first[name], last[name], atol=2e-3, rtol=2e-3)
+
+
 def test_from_scratch_all_three_networks_learn_and_a_stop_changes_nothing(data, tmp_path):
     shape = tmp_path / "shape.json"
     shape.write_text(json.dumps(SHAPE))

@@ -87,6 +87,7 @@ class RunConfig:
     validate_every: int = 1000  # steps; and at the end
     save_every: int = 500  # steps; and at the end
     log_every: int = 10  # steps
+    small_state: bool = False  # saved states are small and not exact, see `save_progress`
     seconds: float = math.inf  # the run saves and stops after these
     dtype: torch.dtype = torch.float16  # of the model that is written
 

@@ -222,7 +222,7 @@ class TrainingRun:
 
         def save() -> None:
             if processes.first:
-                save_progress(self.folder / STATE_FOLDER, trainer)
+                save_progress(self.folder / STATE_FOLDER, trainer, self.config.small_state)
             processes.wait()
 
         def look() -> None:
