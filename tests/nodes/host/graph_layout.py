@@ -50,7 +50,7 @@ SIZES = {
     "V3DExtractMesh": Size(132, 196),
     "V3DFitNeuS": Size(600, 964, 360),
     "V3DFitSplat": Size(600, 1040, 360),
-    "V3DLoadModel": Size(212, 276),
+    "V3DLoadModel": Size(212, 290),
     "V3DLoadSDF": Size(104, 168),
     "V3DLoadViews": Size(204, 502),
     "V3DMeshFromSplat": Size(188, 252),
