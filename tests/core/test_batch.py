@@ -486,6 +486,7 @@ def test_every_option_of_the_two_commands_is_there():
     }
 
 
+@pytest.mark.slow
 def test_two_orbits_and_a_broken_one_from_end_to_end(tmp_path, capsys, demo_orbit_48):
     from v3d_core import cli
 
@@ -533,6 +534,7 @@ class ModelOfFrames:
         self.frames = composite(views.images, views.masks)
 
 
+@pytest.mark.slow
 def test_pictures_are_sampled_by_a_model_that_is_loaded_once(
     tiny, demo_orbit_48, tmp_path, monkeypatch
 ):

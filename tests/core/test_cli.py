@@ -128,6 +128,7 @@ def scores_of_files(rendered, truth):
     return {key: np.mean([row[key] for row in rows]) for key in rows[0]}
 
 
+@pytest.mark.slow
 def test_reconstruct_writes_every_file_and_other_software_reads_them(finished):
     report = json.loads((finished / "report.json").read_text(encoding="utf-8"))
     assert report["files"] == [*reconstruct.OUTPUT_NAMES]
@@ -390,6 +391,7 @@ def tiny_model(no_environment, tiny, monkeypatch):
     return ("--size", "64", "--steps", "2", "--num-frames", "3", "--device", "cpu")
 
 
+@pytest.mark.slow
 def test_sample_makes_an_orbit_and_the_second_time_keeps_it(picture, tiny_model, tmp_path, capsys):
     pytest.importorskip("diffusers")
     out = tmp_path / "out"

@@ -195,6 +195,7 @@ def test_what_is_wrong_is_said_before_the_work(
         assert code == cli.EXIT_BAD_INPUT and text in error, arguments
 
 
+@pytest.mark.slow
 def test_reconstruct_makes_its_mesh_from_a_surface(orbit_folder, tmp_path, monkeypatch):
     seen = []
     original = reconstruct.fit_neus

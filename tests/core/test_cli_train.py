@@ -83,6 +83,7 @@ def assert_same_files(first, second):
 # --- LoRA ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_lora_run_leaves_model_adapters_log_sheets_and_report(lora_run, tiny):
     out, report = lora_run
     assert report["finished"] and report["step"] == 3
@@ -176,6 +177,7 @@ def test_ctrl_c_saves_and_the_run_goes_on_to_the_same_weights(
     assert_same_files(lora_run[0] / "lora.safetensors", out / "lora.safetensors")
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_from_its_last_state_and_the_log_has_no_step_twice(
     lora_run, data, model, tmp_path, monkeypatch
 ):
@@ -198,6 +200,7 @@ def test_a_killed_run_goes_on_from_its_last_state_and_the_log_has_no_step_twice(
     assert_same_files(lora_run[0] / "lora.safetensors", out / "lora.safetensors")
 
 
+@pytest.mark.slow
 def test_encoding_that_was_stopped_goes_on(data, model, tmp_path, monkeypatch):
     from v3d_core.diffusion import training_cache
 
@@ -273,6 +276,7 @@ def test_muon_goes_on_from_a_small_state_near_by(data, model, tmp_path, monkeypa
         torch.testing.assert_close(first[name], last[name], atol=2e-3, rtol=2e-3)
 
 
+@pytest.mark.slow
 def test_from_scratch_all_three_networks_learn_and_a_stop_changes_nothing(data, tmp_path):
     shape = tmp_path / "shape.json"
     shape.write_text(json.dumps(SHAPE))

@@ -51,6 +51,7 @@ def jittered(robot):
     return dataclasses.replace(views, images=images, masks=moved[..., 3]), shifts
 
 
+@pytest.mark.slow
 def test_frames_that_agree_are_left_alone(robot):
     assert reach_consensus(robot[0], CONFIG, silent, never) is None
 
@@ -64,6 +65,7 @@ def test_off_and_too_few_views_are_not_even_looked_at(robot):
     assert reach_consensus(robot[0][: FEWEST_VIEWS - 1], CONFIG, refused, never) is None
 
 
+@pytest.mark.slow
 def test_moved_frames_are_found_reported_and_fitted_better(robot, jittered):
     views, shifts = jittered
     aligned = fit_splats(views, CONFIG)
@@ -119,6 +121,7 @@ def test_frames_are_aligned_for_other_fits_as_for_the_splats(robot, short):
     assert found.per_view == wanted.per_view
 
 
+@pytest.mark.slow
 def test_alignment_can_be_cancelled_and_finished(jittered, short):
     class Cancelled(BaseException):
         pass

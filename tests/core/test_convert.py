@@ -323,6 +323,7 @@ print(peak - start)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     not sys.platform.startswith("linux"), reason="anonymous memory is read from /proc/self/status"
 )

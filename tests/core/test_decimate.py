@@ -125,6 +125,7 @@ def test_the_same_surface_has_no_error_and_points_are_spread_evenly():
         assert float((points[:, axis] > 0).double().mean()) == pytest.approx(0.5, abs=0.02)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bound", [3e-3, 1e-3])
 def test_more_faces_are_kept_where_the_bound_needs_them(bound):
     source = extracted(torus, 40)

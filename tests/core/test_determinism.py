@@ -71,6 +71,7 @@ def assert_same_bits(make):
     return first
 
 
+@pytest.mark.slow
 def test_the_orbit(views):
     from v3d_core.diffusion.diffusers_backend import load_diffusers_model
     from v3d_core.diffusion.edm import SamplerConfig
@@ -87,6 +88,7 @@ def test_the_splat(views):
     assert_same_bits(lambda: splats_of(views))
 
 
+@pytest.mark.slow
 def test_the_mesh_of_a_splat(views):
     splats = splats_of(views)
     config = SplatMeshConfig(resolution=32)
@@ -101,6 +103,7 @@ def test_the_surface_and_its_mesh_and_its_texture(views):
     assert_same_bits(lambda: make_asset(mesh, views, ASSET).mesh)
 
 
+@pytest.mark.slow
 @needs_warp
 def test_another_rasteriser_fits_the_same_object(views, monkeypatch):
     shown = []

@@ -76,6 +76,7 @@ def by_diffusers_scheduler(model, condition, scales, steps=25):
     return latents[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("guidance", "steps"),
     [
@@ -148,6 +149,7 @@ def latents():
     return 3 * torch.randn(FRAMES, 4, LATENT, LATENT, generator=torch.Generator().manual_seed(1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("frames", [1, 4, 5, 17])
 def test_slices_give_the_frames_of_the_whole_decode(model, latents, frames):
     whole, plan = model.decode(latents, FRAMES)
@@ -226,6 +228,7 @@ def decoder_of(model):
     return decode
 
 
+@pytest.mark.slow
 @torch.inference_mode()
 @pytest.mark.parametrize(("frames", "stride"), [(6, 3), (4, 2), (12, 6)])
 def test_chunks_wrap_around_the_orbit_so_that_no_place_in_it_is_special(

@@ -214,6 +214,7 @@ def test_a_mesh_without_area_and_damaged_points_are_refused(tmp_path):
 # --- pictures -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_perfect_render_gives_perfect_scores(orbit, tmp_path):
     eighths = dataclasses.replace(
         orbit, images=(orbit.images * 255).round() / 255, masks=(orbit.masks * 255).round() / 255
@@ -297,6 +298,7 @@ def test_consistency_never_aligns_and_needs_four_views(orbit, monkeypatch):
 # --- the whole ------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_every_unit_has_its_figures_and_files(finished, data):
     out, record, units = finished
     full = record["results"]["objects"]["a <ball> & |more|"]

@@ -111,6 +111,7 @@ def frames_of(folder):
 # Order and company
 
 
+@pytest.mark.slow
 def test_a_picture_gives_the_same_orbit_alone_and_among_others_in_any_order(
     source, pictures, tmp_path
 ):

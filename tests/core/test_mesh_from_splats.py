@@ -95,6 +95,7 @@ def robot_mesh() -> Mesh:
     return mesh_from_splats(splats_on(ROBOT), orbit(), SMALL, render=render)
 
 
+@pytest.mark.slow
 def test_exact_depth_gives_the_surface_to_half_a_voxel(robot_mesh):
     error = ROBOT.sdf(robot_mesh.vertices.double()).abs()
     assert float(error.mean()) < 0.5 * voxel_of(robot_mesh, SMALL)
@@ -142,6 +143,7 @@ def test_noise_and_outliers_move_the_surface_by_less_than_the_noise():
     assert as_trimesh(mesh).is_watertight and as_trimesh(mesh).body_count == 1
 
 
+@pytest.mark.slow
 def test_sphere_has_the_area_and_volume_of_the_closed_form():
     ball = sphere_object(0.6)
     splats = splats_on(ball)
@@ -174,6 +176,7 @@ def ball_maps() -> procedural.ObjectMaps:
     return procedural.render_maps(orbit(128, 12), sphere_object(0.6))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("error", [0.0, 0.006, 0.012])
 def test_depth_that_lies_behind_the_surface_is_put_right_by_the_outlines(error, ball_maps):
     cameras = orbit(128, 12)
@@ -192,6 +195,7 @@ def test_depth_that_lies_behind_the_surface_is_put_right_by_the_outlines(error, 
     assert radius[True] == pytest.approx(0.6, abs=quarter_pixel)
 
 
+@pytest.mark.slow
 def test_what_no_view_sees_is_solid():
     # from one side only, depth says nothing about the back: coverage carves a cone there
     ball = sphere_object(0.5)

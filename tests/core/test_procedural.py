@@ -119,6 +119,7 @@ def test_even_supersampling_is_refused_with_the_number(supersample):
         procedural.render_maps(procedural.demo_cameras(8)[0], supersample=supersample)
 
 
+@pytest.mark.slow
 def test_shipped_frames_are_what_the_renderer_makes():
     train, test = procedural.demo_cameras()
     for name, cameras in (("r_004", train[4]), ("t_003", test[3])):

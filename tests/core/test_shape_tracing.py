@@ -16,6 +16,7 @@ needs_warp = pytest.mark.skipif(
 )
 
 
+@pytest.mark.slow
 @needs_warp
 def test_kernel_and_oracle_agree_in_all_but_few_pixels():
     table = random_objects([0, 1, 3, 6, 20])

@@ -175,6 +175,7 @@ def test_rounds_that_take_outliers_back_remove_a_wrong_patch():
     assert scores[1] > scores[0] + 4
 
 
+@pytest.mark.slow
 def test_adam_steps_come_nearer_to_the_views_with_and_without_a_perceptual_distance(
     scene, monkeypatch
 ):

@@ -92,6 +92,7 @@ def test_picture_equals_brute_force(width, height, count, spread, size):
     torch.testing.assert_close(fast, slow, rtol=0, atol=1e-10)
 
 
+@pytest.mark.slow
 def test_gradient_of_every_input_is_numerically_right():
     cameras = cameras_of(2, 6, 5)
     means, quats, scales, opacities, colours = random_scene(4, seed=3)

@@ -167,6 +167,7 @@ def test_its_loss_is_the_error_of_whole_orbits(data):
     assert float(loss) == pytest.approx(float(torch.stack(apart).mean()), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_the_decoder_alone_goes_on_learning_and_resumes(tmp_path, pictures):
     start = trained_autoencoder(tmp_path / "start", SHAPE, pictures, CONFIG, CPU, save_every=100)
     data = EncodedOrbits(encode_latents(load_network(start), pictures), pictures=pictures)
@@ -188,6 +189,7 @@ def test_the_decoder_alone_goes_on_learning_and_resumes(tmp_path, pictures):
     assert moved == {name for name in before if name.startswith("decoder.")}
 
 
+@pytest.mark.slow
 def test_a_decoder_learns_to_take_out_what_the_unet_puts_in(tmp_path):
     """On grey orbits with a disturbed latent the error falls below that of the decoder it began as."""
     shades = torch.linspace(20, 235, 16)[:, None, None, None, None]

@@ -147,6 +147,7 @@ def test_mirrored_orbits_are_visibly_wrong(orbits):
     assert (least / covered).min() > 0.05
 
 
+@pytest.mark.slow
 def test_middles_of_height_and_ground_plan_are_at_the_origin():
     for seed in (0, 6, 11, 35):
         vertices = object_mesh(analytic_object(random_objects([seed]), 0), resolution=64).vertices

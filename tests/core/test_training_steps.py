@@ -180,12 +180,14 @@ def test_seeds_give_other_batches_and_the_same_seed_the_same_run():
     assert not torch.equal(other.parameters[0], trained(CONFIG).parameters[0])
 
 
+@pytest.mark.slow
 def test_gradient_checkpointing_changes_nothing():
     plain = trained(CONFIG, 2, make=unet)
     saving = trained(replace(CONFIG, gradient_checkpointing=True), 2, make=unet)
     assert_same_weights(plain, saving)
 
 
+@pytest.mark.slow
 def test_bfloat16_computes_in_half_and_learns_in_full_precision():
     trainer = trained(replace(CONFIG, precision="bfloat16"), 1, make=unet)
     assert {p.dtype for p in trainer.parameters} == {torch.float32}
@@ -194,6 +196,7 @@ def test_bfloat16_computes_in_half_and_learns_in_full_precision():
     assert norms[0] != norms[1] and norms[0] == pytest.approx(norms[1], rel=0.05)
 
 
+@pytest.mark.slow
 def test_a_small_model_learns_one_orbit_by_heart():
     """At high noise v is the orbit, less of it the noise, so the orbit alone is to be learnt."""
     data = orbits(count=1, frames=2)

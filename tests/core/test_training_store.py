@@ -103,6 +103,7 @@ def test_the_state_of_another_model_is_refused(tmp_path):
         load_progress(tmp_path / "none", OrbitTrainer(Small(), None, CONFIG))
 
 
+@pytest.mark.slow
 def test_saving_and_loading_hold_one_tensor_at_a_time(tmp_path, monkeypatch):
     class Large(Small):
         def __init__(self):

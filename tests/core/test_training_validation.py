@@ -82,6 +82,7 @@ def test_orbits_and_scores_are_those_of_the_sampler(model, pictures, data, train
             torch.testing.assert_close(below, made[orbit, view], rtol=0, atol=0.05)
 
 
+@pytest.mark.slow
 def test_it_changes_nothing_even_when_it_is_stopped(model, pictures, data, trainer):
     with torch.no_grad():
         for average in trainer.average:
