@@ -66,6 +66,19 @@ def lora_run(data, tiny, tmp_path_factory):
     return out, train(data, out, *model, *QUICK, "--lora", 2, "--merge", "--dtype", "float32")
 
 
+def interrupted_after(step):
+    """An update that presses Ctrl+C when that many were made."""
+    update = OrbitTrainer.update
+
+    def interrupted(self, source):
+        loss = update(self, source)
+        if self.step == step:
+            signal.raise_signal(signal.SIGINT)
+        return loss
+
+    return interrupted
+
+
 def tensors_of(path):
     with open_weights(path) as file:
         return {name: file.read(name) for name in file}
@@ -158,17 +171,9 @@ def test_a_finished_run_only_writes_again(lora_run, data, model, monkeypatch, tm
 def test_ctrl_c_saves_and_the_run_goes_on_to_the_same_weights(
     lora_run, data, model, tmp_path, monkeypatch, capsys
 ):
-    update = OrbitTrainer.update
-
-    def interrupted(self, source):
-        loss = update(self, source)
-        if self.step == 2:
-            signal.raise_signal(signal.SIGINT)
-        return loss
-
     out = tmp_path / "run"
     with monkeypatch.context() as patch:
-        patch.setattr(OrbitTrainer, "update", interrupted)
+        patch.setattr(OrbitTrainer, "update", interrupted_after(2))
         report = train(data, out, *model, *BLIND, "--lora", 2, expect=130)
     assert not report["finished"] and report["step"] == 2 and report["files"] == {}
     assert "saved at step 2" in capsys.readouterr().out
@@ -247,17 +252,9 @@ def test_muon_goes_on_from_a_small_state_near_by(data, model, tmp_path, monkeypa
     options += ["--learning-rate", 1e-3, "--small-state", "--steps", 2]
     report = train(data, tmp_path / "whole", *options)
     assert report["settings"]["training"]["optimiser"] == "muon"
-    update = OrbitTrainer.update
-
-    def interrupted(self, source):
-        loss = update(self, source)
-        if self.step == 1:
-            signal.raise_signal(signal.SIGINT)
-        return loss
-
     out = tmp_path / "halves"
     with monkeypatch.context() as patch:
-        patch.setattr(OrbitTrainer, "update", interrupted)
+        patch.setattr(OrbitTrainer, "update", interrupted_after(1))
         assert train(data, out, *options, expect=130)["step"] == 1
     state = sum(path.stat().st_size for path in (out / "state").glob("*.safetensors"))
     unet = sum(
