@@ -124,7 +124,7 @@ def _add_watching(train: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--small-state",
         action="store_true",
-        help="saved states in 16 bits and without muon's momentum, a third of the bytes",
+        help="saved states in 16 bits and without muon's momentum: with muon a third of the bytes",
     )
     group.add_argument(
         "--validate-every",

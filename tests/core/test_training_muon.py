@@ -197,6 +197,18 @@ def test_a_small_state_of_adamw_keeps_its_moments(tmp_path):
             assert torch.equal(again.optimiser.state[a][name], trainer.optimiser.state[b][name])
 
 
+def test_a_weight_too_large_for_a_small_state_is_named_and_the_state_before_stays(tmp_path):
+    trainer = trained(1)
+    save_progress(tmp_path, trainer, small=True)
+    trainer.update(orbits())
+    with torch.no_grad():
+        trainer.parameters[1].view(-1)[0] = 7e4
+    with pytest.raises(ValueError, match=r"weight\.00001 has a value of 70000, .* 65504 at most"):
+        save_progress(tmp_path, trainer, small=True)
+    again = OrbitTrainer(Wide(), None, MUON)
+    assert load_progress(tmp_path, again) and again.step == 1
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 def test_cuda_makes_the_same_steps():
     def run(device):

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 MOMENTUM = 0.95  # Jordan et al.
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # of x, x^3 and x^5; Jordan et al.
 NEWTON_SCHULZ_STEPS = 5  # Jordan et al.
-RMS = 0.2  # of an update before the rate, as AdamW's is; Liu et al. 2025, arXiv 2502.16982, eq. 4
+RMS = 0.2  # of an update before the rate, as AdamW's is; Liu et al. 2025, arXiv 2502.16982
 NARROWEST = 16  # rows and columns of what counts as a matrix: not a UNet's first and last layer
 
 
@@ -37,7 +37,7 @@ def orthogonalised(matrices: Tensor) -> Tensor:  # [N, R, C] -> [N, R, C]
     tall = matrices.shape[1] > matrices.shape[2]
     x = matrices.bfloat16()
     x = x.mT if tall else x
-    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)  # Jordan et al.
     for _ in range(NEWTON_SCHULZ_STEPS):
         square = x @ x.mT
         x = a * x + (b * square + c * square @ square) @ x

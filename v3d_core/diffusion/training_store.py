@@ -58,6 +58,9 @@ def save_progress(folder: Path, trainer: Trainer, small: bool = False) -> None:
     The files of a step have its number in their names and count when `progress.json` names them,
     which is written last; those of the step before go afterwards. So a state is whole whenever the
     process dies.
+
+    Raises:
+        ValueError: A small state cannot hold a weight; the state before stays.
     """
     folder.mkdir(parents=True, exist_ok=True)
     shards: list[list[_Entry]] = [[]]
@@ -72,7 +75,7 @@ def save_progress(folder: Path, trainer: Trainer, small: bool = False) -> None:
     files = [f"state_{trainer.step:08d}_{index:03d}.safetensors" for index in range(len(shards))]
     for file, shard in zip(files, shards, strict=True):
         layout = {entry.name: (entry.dtype, entry.shape) for entry in shard}
-        tensors = ((entry.name, entry.get().to(entry.dtype)) for entry in shard)
+        tensors = ((entry.name, entry.read()) for entry in shard)
         write_safetensors(folder / file, tensors, layout)
     with atomic_path(folder / PROGRESS) as temporary:
         document = {"step": trainer.step, "files": files} | ({"small": True} if small else {})
@@ -133,6 +136,17 @@ class _Entry(NamedTuple):
     @property
     def bytes(self) -> int:
         return self.dtype.itemsize * math.prod(self.shape)
+
+    def read(self) -> Tensor:
+        tensor = self.get()
+        if self.dtype == torch.float16 and tensor.numel():
+            peak, most = float(tensor.abs().max()), torch.finfo(self.dtype).max
+            if peak > most:
+                raise ValueError(
+                    f"{self.name} has a value of {peak:g}, a small state holds {most:g} at most; "
+                    "train with less learning rate, or without small states"
+                )
+        return tensor.to(self.dtype)
 
 
 def _moments(trainer: Trainer, parameter: nn.Parameter) -> dict[str, str]:
