@@ -6,6 +6,7 @@ are the very ones that the choosers log.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 import sys
@@ -159,10 +160,19 @@ def _torch_build() -> dict[str, str | None]:
 
 
 def _driver() -> tuple[int, int] | None:
-    """The CUDA version that the NVIDIA driver supports; asks without starting CUDA."""
-    ask = getattr(torch._C, "_cuda_getDriverVersion", None)  # builds for the CPU have none
-    number = ask() if ask is not None and torch.version.cuda else 0
-    return divmod(number // 10, 100) if number else None  # 12040 is 12.4
+    """The CUDA version that the NVIDIA driver supports; its library tells it without a start of CUDA.
+
+    torch is not asked: its private function told nothing in 2.11 for CUDA 13.0.
+    """
+    if not torch.version.cuda:
+        return None
+    try:
+        library = ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")
+    except OSError:  # no driver
+        return None
+    number = ctypes.c_int()  # 12040 is 12.4
+    failed = library.cuDriverGetVersion(ctypes.byref(number))
+    return None if failed or not number.value else divmod(number.value // 10, 100)
 
 
 def _device(device: torch.device, try_out: bool) -> dict[str, Any]:

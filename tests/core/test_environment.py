@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -122,9 +123,28 @@ def test_the_advice_for_a_missing_gpu_names_what_is_missing(build, driver, words
 
 def test_the_drivers_version_is_read_from_its_number(monkeypatch):
     monkeypatch.setattr(torch.version, "cuda", "12.8")
-    monkeypatch.setattr(torch._C, "_cuda_getDriverVersion", lambda: 12040, raising=False)
+
+    def library(number, failed=0):
+        def tell(address):
+            address._obj.value = number  # what byref points to
+            return failed
+
+        return lambda name: SimpleNamespace(cuDriverGetVersion=tell)
+
+    monkeypatch.setattr(environment.ctypes, "CDLL", library(12040))
     assert environment._driver() == (12, 4)
-    monkeypatch.setattr(torch._C, "_cuda_getDriverVersion", lambda: 0)
+    monkeypatch.setattr(environment.ctypes, "CDLL", library(0))
+    assert environment._driver() is None
+    monkeypatch.setattr(environment.ctypes, "CDLL", library(12040, failed=100))  # no device
+    assert environment._driver() is None
+
+    def absent(name):
+        raise OSError(f"{name}: cannot open shared object file")
+
+    monkeypatch.setattr(environment.ctypes, "CDLL", absent)
+    assert environment._driver() is None
+    monkeypatch.setattr(environment.ctypes, "CDLL", library(12040))
+    monkeypatch.setattr(torch.version, "cuda", None)  # a build for the CPU needs none
     assert environment._driver() is None
 
 
