@@ -13,7 +13,7 @@ from .guidance import Guidance
 
 NANO = "nano"  # its name on the command line
 NANO_FILE = Path(__file__).resolve().parents[1] / "data" / "v3d_nano.safetensors"
-NANO_SHA256 = "5d1d81480656355f60f08b9ac25dc6a29b7e06a006b9bea429e615d444a27031"
+NANO_SHA256 = "36fae056a1ffbf7a83d2f024fa082ab3875777f6d210ea8499ebcd89ef061d60"
 NANO_SCALE = 1.0  # guidance: none; see docs/nano.md
 NANO_STEPS = 6  # of the sampler; see docs/nano.md
 CARD = "v3d_nano"  # entry of the metadata, JSON; `v3d convert` keeps it

@@ -145,6 +145,7 @@ def test_nothing_has_to_be_uploaded_first(name):
     for entry in workflow["nodes"]:
         if entry["type"] == "LoadImage":
             assert entry["widgets_values"][0] == ""
+            assert entry["mode"] == workflow_graphs.OFF  # core would warn of its missing picture
             assert not any(output["links"] for output in entry["outputs"])
         if entry["type"] == "V3DLoadViews":
             nano = name in (*ONE_CHOICE, "try_it_now")
@@ -157,7 +158,7 @@ def test_nothing_has_to_be_downloaded_before_the_model_is_chosen(name, object_in
     """What asks for a file is switched off, and nothing of it is left in the prompt."""
     workflow = read(name)
     off = {entry["type"] for entry in workflow["nodes"] if entry["mode"] != 0}
-    assert off == {"LoadBackgroundRemovalModel", "RemoveBackground"}
+    assert off == {"LoadBackgroundRemovalModel", "RemoveBackground", "LoadImage"}
     assert {entry["mode"] for entry in workflow["nodes"]} == {0, 2}
     prompt = workflow_prompt(name, object_info, {})
     values = [value for entry in prompt.values() for value in entry["inputs"].values()]

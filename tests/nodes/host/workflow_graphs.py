@@ -88,7 +88,7 @@ MODELS = {
     "LoadBackgroundRemovalModel": [BIREFNET],
 }
 # As muted nodes of the front end: bypassed ones make it complain of each run, since Remove
-# Background takes no mask that it could hand on.
+# Background takes no mask that it could hand on, and core warns of a Load Image without a picture.
 OFF = 2
 
 LANE = 1150  # px: the frames' way to the texture, below the fit that stands above with its panels
@@ -123,7 +123,7 @@ def picture(
     titles = ("For photos: background model", "For photos") if background else ("", "")
     return {
         1: Node("V3DLoadViews", 0, {"folder": folder}, {}, top, "Sample picture"),
-        2: Node("LoadImage", 0, {"image": ""}, {}, top, "Your own picture"),
+        2: Node("LoadImage", 0, {"image": ""}, {}, top, "Your own picture", OFF),
         3: Node("ImageFromBatch", 1, {}, {"image": (1, 1)}, top + PICTURE),
         4: Node("LoadBackgroundRemovalModel", 1, file, {}, top, titles[0], background),
         5: Node(
@@ -161,7 +161,7 @@ def nano_orbit(top: int) -> dict[int, Node]:
     below = top + BELOW_SAMPLER
     return {
         1: Node("V3DLoadViews", 0, {"folder": DEMO_PICTURE}, {}, top, "Sample picture"),
-        2: Node("LoadImage", 0, {"image": ""}, {}, top, "Your own picture"),
+        2: Node("LoadImage", 0, {"image": ""}, {}, top, "Your own picture", OFF),
         3: Node("ImageFromBatch", 1, {}, {"image": (1, 1)}, top + PICTURE),
         4: Node("V3DLoadModel", 2, {"model_name": NANO}, {}, top),
         5: Node("V3DPrepareImage", 2, {"size": NANO_SIZE}, {"image": (3, 0)}, top + 220),

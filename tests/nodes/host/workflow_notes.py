@@ -98,17 +98,18 @@ V3D's node looks from around by itself.
 """
 
 SV3D_PICTURE = """### The picture
-The first frame of the demo orbit stands for yours. **Your own**: drag a picture onto *Load Image* \
-and connect its `IMAGE` to *Get Image from Batch*. One object, seen from its front at its own \
+The first frame of the demo orbit stands for yours. **Your own**: select *Load Image*, press \
+**Ctrl+M**, which switches it on, drag a picture onto it and connect its `IMAGE` to *Get Image from \
+Batch*. One object, seen from its front at its own \
 height, not cut off. *Remove Background* finds it (`birefnet.safetensors` in \
 `models/background_removal`). Has your picture alpha? Then you may connect *Load Image*'s `MASK` to \
 *V3D Prepare Image* instead and delete the two background nodes.
 """
 
 PICTURE = """### Your own picture
-Drag it onto *Load Image* and connect its `IMAGE` to *Get Image from Batch*. One object, seen from \
-its front at its own height, not cut off. A flat background is cut out by *V3D Prepare Image*. **A \
-photo**: put [birefnet.safetensors](https://huggingface.co/Comfy-Org/BiRefNet) into \
+Select *Load Image* and press **Ctrl+M**, which switches it on; drag the picture onto it and connect \
+its `IMAGE` to *Get Image from Batch*. One object, seen from its front at its own height, not cut \
+off. A flat background is cut out by *V3D Prepare Image*. **A photo**: put [birefnet.safetensors](https://huggingface.co/Comfy-Org/BiRefNet) into \
 `models/background_removal`, press **R**, select both nodes *For photos* and press **Ctrl+M**: that \
 switches them on. Has your picture alpha? Then connect *Load Image*'s `MASK` to *V3D Prepare Image*.
 """
@@ -150,8 +151,8 @@ in blots**: they are right as a whole, patterns are lost. For real pictures take
 *image_to_splat* and *image_to_mesh*, and choose V3D.ckpt there: the nodes are the same.
 
 ### Your own picture
-Drag it onto *Load Image* and connect its `IMAGE` to *Get Image from Batch*. One object on a plain \
-background, seen from its front at its own height; for others put *Remove Background* in between. \
+Select *Load Image* and press **Ctrl+M**, which switches it on; drag the picture onto it and connect \
+its `IMAGE` to *Get Image from Batch*. One object on a plain background, seen from its front at its own height; for others put *Remove Background* in between. \
 A toy, a mug or a simple figure is nearest to what V3D-nano knows.
 
 ### What V3D-nano is made for
