@@ -29,6 +29,7 @@ from ..v3d_core.diffusion.decode import (
 )
 from ..v3d_core.diffusion.decode_memory import DecodePlan, decode_bytes, plan_decode
 from ..v3d_core.diffusion.edm import SamplerConfig, initial_noise
+from ..v3d_core.diffusion.families import SV3D_P, SV3D_U, V3D, OrbitFamily
 from ..v3d_core.diffusion.guidance import Guidance, guide
 from ..v3d_core.diffusion.interrupt import interruptible
 from ..v3d_core.diffusion.sampler import sample_euler
@@ -56,10 +57,9 @@ def condition_picture(
         )
     if vae is None:
         raise ValueError("VAE is empty; load svd_xt.safetensors with V3D Load Model")
-    picture = check_picture(pictures_from_image(image))
-    if (trained := trained_for(vae)) and picture.shape[1] != trained.size:
+    picture = picture_for(vae, image)
+    if (trained := trained_for(vae)) and image.shape[1] != trained.size:
         log.info("the picture becomes one of %d px, as %s has it", trained.size, trained.name)
-        picture = resize_pictures(picture, trained.size, trained.size).clamp(0, 1)
     generator = augmentation_generator(seed)
     token = clip_token(clip_vision, picture)
     if config.vae_mode == "mode":
@@ -68,6 +68,20 @@ def condition_picture(
         latent = latent_from_moments(_moments(vae, picture), config.vae_mode, generator)
     latent = latent.to(token.device)
     return Conditioning(token, augment_latent(latent, config.cond_aug, generator), config)
+
+
+def picture_for(vae, image: Tensor) -> Tensor:  # [1, S, S, 3]
+    """An IMAGE as the picture an orbit starts from, in the model's size where its file says one."""
+    picture = check_picture(pictures_from_image(image))
+    trained = trained_for(vae)
+    if trained is None or picture.shape[1] == trained.size:
+        return picture
+    return resize_pictures(picture, trained.size, trained.size).clamp(0, 1)
+
+
+def family_of_vae(vae) -> OrbitFamily:
+    """The kind of model that V3D Load Model loaded a VAE for, V3D where another node did."""
+    return getattr(vae, "v3d_family", V3D)
 
 
 def trained_for(vae) -> TrainedFor | None:
@@ -97,12 +111,18 @@ def _moments(vae, picture: Tensor) -> Tensor:  # [1, S, S, 3] -> [1, 8, s, s]
     return moments.float().to(model_management.intermediate_device())
 
 
-def host_conditioning(condition: Conditioning) -> tuple[list, list]:
-    """CONDITIONING of the conditional and the unconditional branch, for any sampler of the host."""
+def host_conditioning(condition: Conditioning, family: OrbitFamily) -> tuple[list, list]:
+    """CONDITIONING of the conditional and the unconditional branch, for any sampler of the host.
+
+    The host embeds of these numbers what the kind of model is told, as `OrbitFamily.vectors` does.
+    """
+    elevations, azimuths = family.angles_deg(condition.config)
     numbers = {
         "fps": condition.config.fps_id + 1,  # the host subtracts 1 before it embeds
         "motion_bucket_id": condition.config.motion_bucket_id,
         "augmentation_level": condition.config.cond_aug,
+        "elevation": elevations,
+        "azimuth": azimuths,
     }
     token, latent = condition.token, condition.latent
     positive = [[token, {**numbers, "concat_latent_image": latent}]]
@@ -125,10 +145,9 @@ def sample_latents(
     Returns:
         Raw latents, ready for the decoder.
     """
-    check_model(model)
     check_token(model, condition)
     frames = condition.config.num_frames
-    positive, negative = host_conditioning(condition)
+    positive, negative = host_conditioning(condition, family_of_model(model))
     noise = initial_noise((frames, *condition.latent.shape[1:]), seed)
     if guidance.kind != "constant":
         model = with_guidance(model, guidance.scales(frames))
@@ -161,16 +180,24 @@ def sample_latents(
     ).float()
 
 
-def check_model(model) -> None:
-    """Refuse a MODEL that is not SVD's network."""
-    network = model.model
-    if not isinstance(network, comfy.model_base.SVD_img2vid) or isinstance(
-        network, (comfy.model_base.SV3D_u, comfy.model_base.SV3D_p)
-    ):
-        raise ValueError(
-            f"MODEL is {type(network).__name__}, an SVD-shaped model is needed; load V3D.ckpt with "
-            "V3D Load Model. SV3D is sampled with SV3D_Conditioning and KSampler"
-        )
+def family_of_model(model) -> OrbitFamily:
+    """The kind of orbit model that a MODEL is, whoever loaded it.
+
+    Raises:
+        ValueError: It is not SVD's network.
+    """
+    kinds = {  # SV3D's are SVD's subclasses, so they come first
+        comfy.model_base.SV3D_p: SV3D_P,
+        comfy.model_base.SV3D_u: SV3D_U,
+        comfy.model_base.SVD_img2vid: V3D,
+    }
+    for kind, family in kinds.items():
+        if isinstance(model.model, kind):
+            return family
+    raise ValueError(
+        f"MODEL is {type(model.model).__name__}, an SVD-shaped model is needed; load V3D.ckpt, "
+        "sv3d_u.safetensors or sv3d_p.safetensors with V3D Load Model"
+    )
 
 
 def check_token(model, condition: Conditioning) -> None:

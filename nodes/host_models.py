@@ -18,7 +18,14 @@ from comfy import model_management
 from ..v3d_core.diffusion.bundled import trained_for
 from ..v3d_core.diffusion.checkpoint import CheckpointError, ModelPart, read_part
 from ..v3d_core.diffusion.diffusers_configs import image_encoder_settings
+from ..v3d_core.diffusion.families import SV3D_P, SV3D_U, V3D, family_of
 from ..v3d_core.diffusion.layout import ClipShape, UNetShape, VaeShape
+
+HOST_CLASSES = {
+    V3D: comfy.supported_models.SVD_img2vid,
+    SV3D_U: comfy.supported_models.SV3D_u,
+    SV3D_P: comfy.supported_models.SV3D_p,
+}
 
 
 def host_model(part: ModelPart, disable_dynamic: bool = False):
@@ -30,7 +37,7 @@ def host_model(part: ModelPart, disable_dynamic: bool = False):
     assert isinstance(shape, UNetShape)
     load_device = model_management.get_torch_device()
     offload_device = model_management.unet_offload_device()
-    config = comfy.supported_models.SVD_img2vid(unet_config(shape))
+    config = HOST_CLASSES[family_of(shape)](unet_config(shape))
     wanted = list(config.supported_inference_dtypes)
     dtype = model_management.unet_dtype(
         model_params=parameter_count(shape), supported_dtypes=wanted, weight_dtype=torch.float32

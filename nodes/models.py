@@ -8,7 +8,10 @@ import folder_paths
 from comfy_api.v0_0_2 import io
 
 from ..v3d_core.diffusion.bundled import nano_file
+from ..v3d_core.diffusion.families import family_of
 from ..v3d_core.diffusion.model_files import (
+    SV3D_FILES,
+    SV3D_HOME,
     SVD_FILE,
     SVD_HOME,
     V3D_FILE,
@@ -24,7 +27,7 @@ NANO = "V3D-nano (bundled)"  # no file of the user's: it comes with the pack
 MODEL_FOLDERS = ("checkpoints", "diffusion_models")
 CLIP_FOLDERS = ("checkpoints", "clip_vision")
 VAE_FOLDERS = ("vae", "checkpoints")
-HOMES = {V3D_FILE: V3D_HOME, SVD_FILE: SVD_HOME}
+HOMES = {V3D_FILE: V3D_HOME, SVD_FILE: SVD_HOME, **dict.fromkeys(SV3D_FILES, SV3D_HOME)}
 # Names that `auto` looks into for what the model file lacks; reading every file would take minutes.
 COMPANION_WORDS = ("svd", "stable-video", "stable_video", "vit-h", "vit_h", "open_clip", "laion2b")
 
@@ -35,14 +38,21 @@ class V3DLoadModel(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         models = _names(MODEL_FOLDERS)
-        default = next((n for n in models if "v3d" in n.lower()), NANO)
+        default = next((n for n in models if is_v3d(n)), NANO)
         return io.Schema(
             node_id="V3DLoadModel",
             display_name="V3D Load Model",
             category="3d/V3D",
-            description="Loads V3D's video model. V3D.ckpt has no image encoder, so svd_xt or a "
-            "ViT-H CLIP-vision file is read as well, without loading its video model.",
-            search_aliases=["v3d checkpoint", "orbit model", "svd", "image to 3d", "multiview"],
+            description="Loads V3D's video model, or SV3D's. V3D.ckpt has no image encoder, so "
+            "svd_xt or a ViT-H CLIP-vision file is read as well, without loading its video model.",
+            search_aliases=[
+                "v3d checkpoint",
+                "orbit model",
+                "svd",
+                "image to 3d",
+                "multiview",
+                "sv3d",
+            ],
             inputs=[
                 io.Combo.Input(
                     "model_name",
@@ -50,7 +60,7 @@ class V3DLoadModel(io.ComfyNode):
                     options=[*models, NANO],
                     default=default,
                     tooltip="V3D.ckpt, its .safetensors form (smaller and faster to load, see "
-                    "v3d convert), or another model with the shape of SVD, from "
+                    "v3d convert), sv3d_u or sv3d_p, or another model with the shape of SVD, from "
                     "models/checkpoints or models/diffusion_models. V3D-nano comes with the pack: "
                     "small and quick, 128 px, for trying.",
                 ),
@@ -106,9 +116,9 @@ class V3DLoadModel(io.ComfyNode):
             f"{part.kind} from {part.path.name}" for part in (parts.unet, parts.clip, parts.vae)
         ]
         tell("V3D Load Model", ", ".join(files))
-        return io.NodeOutput(
-            host_model(parts.unet), host_clip_vision(parts.clip), host_vae(parts.vae)
-        )
+        vae = host_vae(parts.vae)
+        vae.v3d_family = family_of(parts.unet.shape)  # for V3D Conditioning, which has no MODEL
+        return io.NodeOutput(host_model(parts.unet), host_clip_vision(parts.clip), vae)
 
 
 def model_paths(
@@ -129,6 +139,11 @@ def model_paths(
         if any(word in name.lower() for word in COMPANION_WORDS) and name != model_name
     ]
     return model, companions, [_path(name, CLIP_FOLDERS) for name in names]
+
+
+def is_v3d(name: str) -> bool:
+    """Whether a file is called like V3D's own, not like SV3D's."""
+    return "v3d" in name.lower().replace("sv3d", "")
 
 
 def _path(name: str, folders: tuple[str, ...]) -> str:

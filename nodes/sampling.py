@@ -3,41 +3,39 @@
 from __future__ import annotations
 
 import json
-import math
-import time
 
-import torch
 from comfy_api.v0_0_2 import io
 from comfy_execution.graph_utils import ExecutionBlocker
 from torch import Tensor
 
-from ..v3d_core.cameras import Orbit, orbit_cameras
-from ..v3d_core.diffusion.bundled import chosen_numbers
+from ..v3d_core.cameras import orbit_cameras
 from ..v3d_core.diffusion.conditioning import VAE_MODES, ConditioningConfig
-from ..v3d_core.diffusion.edm import SamplerConfig
+from ..v3d_core.diffusion.families import OrbitFamily
 from ..v3d_core.diffusion.guidance import GUIDANCE_KINDS, Guidance
-from ..v3d_core.images import contact_sheet
+from ..v3d_core.diffusion.orbit import OrbitConfig, with_picture
+from ..v3d_core.diffusion.settings import advice, chosen_config
 from ..v3d_core.pose_views import pose_views
-from ..v3d_core.report import peak_memory_mib
 from ..v3d_core.structures import Cameras, Views
 from .convert import to_host
 from .host_diffusion import (
-    check_model,
     condition_picture,
     decode_latents,
+    family_of_model,
+    family_of_vae,
     host_conditioning,
+    picture_for,
     sample_latents,
     trained_for,
 )
-from .runtime import NodeProgress, log, named_errors, tell
+from .orbit_progress import NAME, OrbitProgress
+from .runtime import log, named_errors, tell
 from .sockets import V3DViews
 from .turntable import turn_frames
 
-NAME = "V3D Sample Orbit"
 MAX_SEED = 0xFFFFFFFFFFFFFFFF
-OF_THE_MODEL = 0  # as steps or scale: the number that the model was made for
-SHEET_COLUMNS = 6  # of the preview: 18 frames in three rows
-PREVIEW_INTERVAL_S = 1.0  # each picture makes the device wait, so not too many
+OF_THE_MODEL = 0  # as steps, scale or frames: the number that the model was made for
+NOISE_OF_THE_MODEL = -1  # as cond_aug, where 0 is a number of its own
+AUTO = "auto"
 
 
 def _picture_inputs() -> list[io.Input]:
@@ -47,7 +45,8 @@ def _picture_inputs() -> list[io.Input]:
         io.Image.Input(
             "image",
             tooltip="One square picture of the object on white, as V3D Prepare Image makes it. V3D "
-            "was trained on 512x512; for V3D-nano any size becomes 128x128. It becomes frame 0.",
+            "was trained on 512x512, SV3D on 576x576; for V3D-nano any size becomes 128x128. It "
+            "becomes frame 0, SV3D's last one.",
         ),
     ]
 
@@ -58,12 +57,12 @@ def _number_inputs() -> list[io.Input]:
     return [
         io.Int.Input(
             "frames",
-            default=defaults.num_frames,
-            min=1,
+            default=OF_THE_MODEL,
+            min=OF_THE_MODEL,
             max=128,
             advanced=True,
-            tooltip="Frames of the full turn. V3D was trained on 18; others drift. Time and memory "
-            "grow in proportion.",
+            tooltip="Frames of the full turn. 0 = the model's own: V3D was trained on 18, SV3D on "
+            "21; others drift. Time and memory grow in proportion.",
         ),
         io.Float.Input(
             "fps_id",
@@ -72,7 +71,8 @@ def _number_inputs() -> list[io.Input]:
             max=1000.0,
             step=1.0,
             advanced=True,
-            tooltip="V3D's number for frames per second; core's fps is this plus 1. Leave at 1.",
+            tooltip="V3D's number for frames per second; core's fps is this plus 1. Leave at 1. "
+            "SV3D has none.",
         ),
         io.Float.Input(
             "motion_bucket_id",
@@ -81,17 +81,18 @@ def _number_inputs() -> list[io.Input]:
             max=1023.0,
             step=1.0,
             advanced=True,
-            tooltip="V3D was tuned with 300. It is no speed control here.",
+            tooltip="V3D was tuned with 300. It is no speed control here. SV3D has none.",
         ),
         io.Float.Input(
             "cond_aug",
-            default=defaults.cond_aug,
-            min=0.0,
+            default=float(NOISE_OF_THE_MODEL),
+            min=float(NOISE_OF_THE_MODEL),
             max=10.0,
             step=0.01,
             advanced=True,
             tooltip="Noise on the picture's latent. More lets frame 0 drift from the picture and "
-            "hides its compression artefacts; V3D takes 0.02.",
+            "hides its compression artefacts. -1 = the model's own: 0.02 for V3D, next to none "
+            "for SV3D.",
         ),
         io.Combo.Input(
             "vae_mode",
@@ -100,6 +101,17 @@ def _number_inputs() -> list[io.Input]:
             advanced=True,
             tooltip="mode: the picture's most likely latent. sample: a random one around it, as "
             "the original V3D; the difference is hardly visible.",
+        ),
+        io.Float.Input(
+            "elevation",
+            default=defaults.elevation_deg,
+            min=-89.0,
+            max=89.0,
+            step=0.5,
+            optional=True,  # prompts of before have none
+            advanced=True,
+            tooltip="SV3D only: the height in degrees that the picture was taken from, positive = "
+            "looking down on the object. The orbit stays there. V3D's are at 0.",
         ),
     ]
 
@@ -125,8 +137,9 @@ class V3DConditioning(io.ComfyNode):
             display_name="V3D Conditioning",
             category="3d/V3D",
             description="What V3D's model is told about a picture, for core's KSampler: sampler "
-            "euler, scheduler karras, cfg 3.5, 25 steps (V3D-nano: cfg 1, 6 steps), denoise 1. V3D "
-            "Sample Orbit does all of it in one node.",
+            "euler, scheduler karras, cfg 3.5, 25 steps (V3D-nano: cfg 1, 6 steps; SV3D: cfg 2.5 "
+            "behind core's Video Triangle CFG Guidance, 50 steps), denoise 1. V3D Sample Orbit "
+            "does all of it in one node.",
             search_aliases=["svd conditioning", "img2vid", "orbit conditioning", "image to 3d"],
             inputs=[
                 *_picture_inputs(),
@@ -146,9 +159,10 @@ class V3DConditioning(io.ComfyNode):
     @classmethod
     @named_errors
     def execute(cls, clip_vision, vae, image, seed, **numbers) -> io.NodeOutput:
-        config = config_from_widgets(**numbers)
+        family = family_of_vae(vae)
+        config = config_from_widgets(family, vae, **numbers)[0].conditioning
         condition = condition_picture(clip_vision, vae, image, config, seed)
-        positive, negative = host_conditioning(condition)
+        positive, negative = host_conditioning(condition, family)
         samples = condition.latent.new_zeros(config.num_frames, *condition.latent.shape[1:])
         return io.NodeOutput(positive, negative, {"samples": samples})
 
@@ -158,15 +172,22 @@ class V3DSampleOrbit(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        guidance = Guidance()
         return io.Schema(
             node_id="V3DSampleOrbit",
             display_name=NAME,
             category="3d/V3D",
             has_intermediate_output=True,
-            description="Turns a camera around the object of one picture: 18 frames with their "
-            "cameras, ready for V3D Fit Splat. Shows the orbit while it samples.",
-            search_aliases=["image to 3d", "multiview", "orbit", "turntable", "novel views", "svd"],
+            description="Turns a camera around the object of one picture: 18 frames (SV3D: 21) "
+            "with their cameras, ready for V3D Fit Splat. Shows the orbit while it samples.",
+            search_aliases=[
+                "image to 3d",
+                "multiview",
+                "orbit",
+                "turntable",
+                "novel views",
+                "svd",
+                "sv3d",
+            ],
             inputs=[
                 io.Model.Input("model", tooltip="From V3D Load Model, LoRAs and patches included."),
                 *_picture_inputs(),
@@ -180,15 +201,15 @@ class V3DSampleOrbit(io.ComfyNode):
                     min=OF_THE_MODEL,
                     max=200,
                     tooltip="Evaluations of the network; time grows in proportion, fewer make a "
-                    "coarser orbit. 0 = the model's own: 25 for V3D, 6 for V3D-nano.",
+                    "coarser orbit. 0 = the model's own: 25 for V3D, 50 for SV3D, 6 for V3D-nano.",
                 ),
                 io.Combo.Input(
                     "guidance",
-                    options=list(GUIDANCE_KINDS),
-                    default=guidance.kind,
+                    options=[*GUIDANCE_KINDS, AUTO],
+                    default=AUTO,
                     tooltip="constant: scale in every frame, as V3D. linear: from min_scale in "
                     "frame 0 to scale in the last, as SVD. triangle: from min_scale up to scale at "
-                    "the back and down again, as SV3D.",
+                    "the back and down again, as SV3D. auto: the model's own.",
                 ),
                 io.Float.Input(
                     "scale",
@@ -197,11 +218,12 @@ class V3DSampleOrbit(io.ComfyNode):
                     max=100.0,
                     step=0.1,
                     tooltip="How strictly frames follow the picture; far too high oversaturates. "
-                    "0 = the model's own: 3.5 for V3D, 1 for V3D-nano. V3D takes up to 4.5.",
+                    "0 = the model's own: 3.5 for V3D, 2.5 for SV3D, 1 for V3D-nano. V3D takes up "
+                    "to 4.5.",
                 ),
                 io.Float.Input(
                     "min_scale",
-                    default=guidance.min_scale,
+                    default=Guidance.min_scale,
                     min=0.0,
                     max=100.0,
                     step=0.1,
@@ -220,7 +242,9 @@ class V3DSampleOrbit(io.ComfyNode):
                 *_number_inputs(),
             ],
             outputs=[
-                io.Image.Output("images", tooltip="The frames; frame 0 shows the picture's side."),
+                io.Image.Output(
+                    "images", tooltip="The frames; frame 0, SV3D's last, shows the picture's side."
+                ),
                 V3DViews.Output("views", tooltip="The frames with masks and cameras."),
                 io.String.Output("report", tooltip="Seconds, memory and settings as JSON."),
             ],
@@ -242,25 +266,35 @@ class V3DSampleOrbit(io.ComfyNode):
         decode_frames,
         **numbers,
     ) -> io.NodeOutput:
-        config = config_from_widgets(**numbers)
-        check_model(model)
-        trained = trained_for(vae)
-        steps, scale, own = chosen_numbers(trained, _given(steps), _given(scale))
-        sampler, guide = SamplerConfig(steps=steps), Guidance(guidance, scale, min_scale)
+        family = family_of_model(model)
+        config, own = config_from_widgets(
+            family,
+            vae,
+            **numbers,
+            steps=_given(steps),
+            guidance=None if guidance == AUTO else guidance,
+            scale=_given(scale),
+            min_scale=min_scale,
+            decode_frames=decode_frames,
+        )
         if own:
             tell(NAME, " ".join(own))
-        progress = OrbitProgress(model, sampler, guide)
-        condition = condition_picture(clip_vision, vae, image, config, seed)
-        latents = sample_latents(model, condition, sampler, guide, seed, progress.sampled)
-        progress.decoding(config.num_frames)
-        frames, decoded = decode_latents(vae, latents, decode_frames)
-        advice = [] if trained is None else trained.advice(frames.shape[1], guide)
-        report = progress.finish(frames, decoded, [*own, *advice])
+        progress = OrbitProgress(model, config.sampler, config.guidance)
+        condition = condition_picture(clip_vision, vae, image, config.conditioning, seed)
+        latents = sample_latents(
+            model, condition, config.sampler, config.guidance, seed, progress.sampled
+        )
+        progress.decoding(config.conditioning.num_frames)
+        frames, decoded = decode_latents(vae, latents, config.decode_frames)
+        frames = with_picture(frames, picture_for(vae, image), family)
+        notes = advice(family, trained_for(vae), frames.shape[1], config)
+        report = progress.finish(frames, decoded, [*own, *notes])
+        cameras = cameras_of(frames, family, config.conditioning.elevation_deg)
         return io.NodeOutput(
             to_host(frames),
-            views_or_reason(frames),
+            views_or_reason(frames, cameras),
             json.dumps(report, indent=2),
-            ui=turn_frames(frames, cameras_of(frames)),
+            ui=turn_frames(frames, cameras),
         )
 
 
@@ -269,18 +303,35 @@ def _given(number: float) -> float | None:
     return None if number == OF_THE_MODEL else number
 
 
-def config_from_widgets(frames: int, **numbers) -> ConditioningConfig:
-    """The conditioning's settings from the widgets of `_number_inputs`."""
-    return ConditioningConfig(num_frames=frames, **numbers)
+def config_from_widgets(
+    family: OrbitFamily,
+    vae,
+    frames: int,
+    cond_aug: float,
+    elevation: float = ConditioningConfig.elevation_deg,
+    **settings,
+) -> tuple[OrbitConfig, list[str]]:
+    """An orbit's settings from the widgets, and a word on those that were left to the model."""
+    return chosen_config(
+        family,
+        trained_for(vae),
+        frames=_given(frames),
+        cond_aug=None if cond_aug == NOISE_OF_THE_MODEL else cond_aug,
+        elevation_deg=elevation,
+        **settings,
+    )
 
 
-def views_or_reason(frames: Tensor) -> Views | ExecutionBlocker:  # [T, H, W, 3]
+def views_or_reason(
+    frames: Tensor,  # [T, H, W, 3]
+    cameras: Cameras,
+) -> Views | ExecutionBlocker:
     """Posed views of an orbit; where no object can be cut out, what says so to the nodes behind.
 
     The frames themselves took long and are handed on in any case.
     """
     try:
-        posed = pose_views(frames, cameras_of(frames))
+        posed = pose_views(frames, cameras)
     except ValueError as error:
         reason = f"{NAME}: the frames have no views: {error}"
         log.warning(reason)
@@ -290,71 +341,11 @@ def views_or_reason(frames: Tensor) -> Views | ExecutionBlocker:  # [T, H, W, 3]
     return posed.views
 
 
-def cameras_of(frames: Tensor) -> Cameras:  # [T, H, W, 3]
-    """The cameras of a V3D orbit with so many frames."""
+def cameras_of(
+    frames: Tensor,  # [T, H, W, 3]
+    family: OrbitFamily,
+    elevation_deg: float,
+) -> Cameras:
+    """The cameras that a kind of model turns with."""
     count, height, width, _ = frames.shape
-    return orbit_cameras(Orbit(num_views=count), width, height)
-
-
-class OrbitProgress:
-    """The node's bar, its picture of the orbit so far, and the figures at the end."""
-
-    def __init__(self, model, sampler: SamplerConfig, guidance: Guidance) -> None:
-        self._bar = NodeProgress(True, PREVIEW_INTERVAL_S)
-        self._steps, self._scale = sampler.steps, guidance.scale
-        self._device = model.load_device
-        self._factors = getattr(model.model.latent_format, "latent_rgb_factors", None)
-        self._started = self._sampled = time.monotonic()
-        if self._device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self._device)
-
-    def sampled(self, step: int, denoised: Tensor, x: Tensor, steps: int) -> None:
-        """Show one step; called by the sampler."""
-        self._bar(step + 1, self._steps + 1, lambda: self._sheet(denoised), "sampling the orbit")
-
-    def decoding(self, frames: int) -> None:
-        """Say that the steps are done."""
-        self._sampled = time.monotonic()
-        tell(NAME, f"decoding {frames} frames")
-
-    def finish(self, frames: Tensor, decoded: str, notes: list[str]) -> dict:
-        """Fill the bar, print the figures, and return them."""
-        done = time.monotonic()
-        self._bar(self._steps + 1, self._steps + 1, lambda: self._finished_sheet(frames))
-        report = {
-            "frames": len(frames),
-            "width": frames.shape[2],
-            "height": frames.shape[1],
-            "steps": self._steps,
-            "scale": self._scale,
-            "seconds_sampling": round(self._sampled - self._started, 2),
-            "seconds_decoding": round(done - self._sampled, 2),
-            "decoded": decoded,
-            "device": str(self._device),
-            "notes": notes,
-        }
-        if self._device.type == "cuda":
-            peak = torch.cuda.max_memory_allocated(self._device) / 2**20
-            report["peak_cuda_mib"] = round(peak)
-        else:
-            report["peak_resident_mib"] = round(peak_memory_mib())
-        peak = report.get("peak_cuda_mib", report.get("peak_resident_mib"))
-        tell(
-            NAME,
-            f"{len(frames)} frames of {frames.shape[2]}x{frames.shape[1]} in "
-            f"{done - self._started:.1f} s, decoded {decoded}, peak memory {peak} MiB"
-            + "".join(f". {note}" for note in notes),
-        )
-        return report
-
-    def _sheet(self, denoised: Tensor) -> Tensor:
-        """All frames of latents in false colours, the host's own approximation of the decoder."""
-        if self._factors is None:
-            return contact_sheet(denoised[:, :3].float().cpu().movedim(1, -1), SHEET_COLUMNS)
-        factors = torch.tensor(self._factors)
-        colours = denoised.float().cpu().movedim(1, -1) @ factors
-        return contact_sheet(((colours + 1) / 2).clamp(0, 1), SHEET_COLUMNS, gap=1)
-
-    def _finished_sheet(self, frames: Tensor) -> Tensor:
-        step = max(1, math.ceil(frames.shape[2] / 128))
-        return contact_sheet(frames[:, ::step, ::step].cpu(), SHEET_COLUMNS, gap=1)
+    return orbit_cameras(family.orbit(count, elevation_deg), width, height)

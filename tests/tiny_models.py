@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 UNET = "model.diffusion_model."
 VAE = "first_stage_model."
 CLIP = "conditioner.embedders.0.open_clip.model."
+SV3D_ENCODER = "conditioner.embedders.1.encoder."
 SIZE = 64  # px of the pictures the tests use: latents of 8x8
 
 
@@ -92,6 +93,26 @@ def write_models(folder: Path, library: Callable[[str], Any], seed: int = 0) -> 
     save_file(unet, models.v3d_without_vae)
     save_file({**other, **vae, **clip, **leftovers, **copies}, models.svd)
     return models
+
+
+def write_sv3d(folder: Path, library: Callable[[str], Any], kind: str, seed: int = 0) -> Path:
+    """A tiny `sv3d_u` or `sv3d_p`: all networks in one file, the encoder in the conditioner."""
+    shapes = tiny_shapes(library)
+    channels = {"sv3d_u": 256, "sv3d_p": 1280}[kind]  # generative-models sv3d_u.yaml, sv3d_p.yaml
+    unet = random_state(library, replace(shapes["unet"], vector_channels=channels), seed, UNET)
+    clip = random_state(library, shapes["clip"], seed + 2, CLIP + "visual.")
+    vae = random_state(library, shapes["vae"], seed + 1)
+    image = {n: v for n, v in vae.items() if n.startswith("encoder.")}
+    generator = torch.Generator().manual_seed(seed + 5)
+    for name, size in (("quant_conv", 8), ("post_quant_conv", 4)):
+        image[f"{name}.weight"] = torch.randn(size, size, 1, 1, generator=generator) / 2
+        image[f"{name}.bias"] = torch.randn(size, generator=generator) / 10
+    image["decoder.conv_in.weight"] = torch.zeros(64, 4, 3, 3)  # of an image, never read
+    decoder = {VAE + n: v for n, v in vae.items() if n.startswith("decoder.")}
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{kind}.safetensors"
+    save_file({**unet, **clip, **decoder, **{SV3D_ENCODER + n: v for n, v in image.items()}}, path)
+    return path
 
 
 def picture() -> torch.Tensor:  # [1, SIZE, SIZE, 3]

@@ -20,13 +20,23 @@ from .cli_shared import (
     progress_bar,
     say,
 )
-from .diffusion.bundled import NANO, TrainedFor, chosen_numbers, nano_file, trained_for
-from .diffusion.conditioning import VAE_MODES, ConditioningConfig
+from .diffusion.bundled import NANO, TrainedFor, nano_file, trained_for
+from .diffusion.conditioning import VAE_MODES
 from .diffusion.convert import convert_to_diffusers, convert_to_safetensors
-from .diffusion.edm import SamplerConfig
-from .diffusion.guidance import GUIDANCE_KINDS, Guidance
-from .diffusion.model_files import SVD_FILE, SVD_HOME, V3D_FILE, V3D_HOME, ModelParts, find_model
+from .diffusion.families import SV3D_P, V3D, OrbitFamily, family_of
+from .diffusion.guidance import GUIDANCE_KINDS
+from .diffusion.layout import UNetShape
+from .diffusion.model_files import (
+    SV3D_FILES,
+    SVD_FILE,
+    SVD_HOME,
+    V3D_FILE,
+    V3D_HOME,
+    ModelParts,
+    find_model,
+)
 from .diffusion.orbit import OrbitConfig
+from .diffusion.settings import advice, chosen_config
 from .generate import ModelSource, PictureJob, PictureOutcome, plan_jobs, sample_pictures
 from .prepare import PrepareConfig
 
@@ -37,7 +47,7 @@ _SHOWN_ENTRIES = 3  # names in a line about what was left out; the rest is count
 
 def add_sample_command(commands: Any) -> None:
     """`v3d sample`."""
-    sample = commands.add_parser("sample", help="pictures to orbits of 18 frames")
+    sample = commands.add_parser("sample", help="pictures to orbits of frames")
     sample.add_argument(
         "images", type=Path, nargs="+", metavar="IMAGE", help="pictures of one object, or folders"
     )
@@ -70,7 +80,7 @@ def add_orbit_options(parser: argparse.ArgumentParser) -> None:
         "--model",
         type=Path,
         metavar="PATH",
-        help=f"{V3D_FILE}, or {NANO}: a small model for trying, which comes with v3d; default: "
+        help=f"{V3D_FILE}, {SV3D_FILES[0]}, {SV3D_FILES[1]}, or {NANO}: a small model for trying, which comes with v3d; default: "
         "$V3D_MODEL",
     )
     add_companion(model)
@@ -94,7 +104,7 @@ def add_orbit_options(parser: argparse.ArgumentParser) -> None:
         "--size",
         type=int,
         metavar="PX",
-        help=f"of the frames; default: the model's, {prepare.size} of V3D",
+        help=f"of the frames; default: the model's, {prepare.size} of V3D, {SV3D_P.size} of SV3D",
     )
     picture.add_argument(
         "--border-ratio",
@@ -106,16 +116,28 @@ def add_orbit_options(parser: argparse.ArgumentParser) -> None:
 
     sampling = parser.add_argument_group("sampling")
     sampling.add_argument(
-        "--steps", type=int, help=f"default: the model's, {orbit.sampler.steps} of V3D"
+        "--steps",
+        type=int,
+        help=f"default: the model's, {orbit.sampler.steps} of V3D, {SV3D_P.steps} of SV3D",
     )
     guidance = orbit.guidance
     sampling.add_argument(
-        "--guidance", choices=GUIDANCE_KINDS, default=guidance.kind, help="%(default)s"
+        "--guidance",
+        choices=GUIDANCE_KINDS,
+        help=f"default: the model's, {guidance.kind} of V3D, {SV3D_P.guidance.kind} of SV3D",
     )
     sampling.add_argument(
         "--scale",
         type=float,
-        help=f"of the guidance; default: the model's, {guidance.scale} of V3D",
+        help=f"of the guidance; default: the model's, {guidance.scale} of V3D, "
+        f"{SV3D_P.guidance.scale} of SV3D",
+    )
+    sampling.add_argument(
+        "--picture-elevation",
+        type=float,
+        default=orbit.conditioning.elevation_deg,
+        metavar="DEG",
+        help="height the picture was taken from, where SV3D's orbit stays; V3D's is %(default)g",
     )
     sampling.add_argument(
         "--min-scale",
@@ -135,11 +157,15 @@ def _add_advanced_options(
 ) -> None:
     advanced = parser.add_argument_group("advanced: what V3D was tuned with, and memory")
     numbers = orbit.conditioning
+    for name, kind, own in (
+        ("--num-frames", int, [numbers.num_frames, SV3D_P.frames]),
+        ("--cond-aug", float, [numbers.cond_aug, SV3D_P.cond_aug]),
+    ):
+        text = "default: the model's, {:g} of V3D, {:g} of SV3D".format(*own)
+        advanced.add_argument(name, type=kind, metavar="N", help=text)
     for name, default, kind in (
-        ("--num-frames", numbers.num_frames, int),
         ("--fps-id", numbers.fps_id, float),
         ("--motion-bucket-id", numbers.motion_bucket_id, float),
-        ("--cond-aug", numbers.cond_aug, float),
         ("--mask-threshold", prepare.mask_threshold, float),
     ):
         advanced.add_argument(name, type=kind, default=default, metavar="N", help="%(default)s")
@@ -241,36 +267,42 @@ def chosen_settings(
 
     What the model is not made for is said, not refused.
     """
-    trained = trained_for(parts.unet.path)
-    config, prepare = chosen_orbit_config(options, trained), chosen_prepare(options, trained)
-    if trained is not None:
-        for sentence in trained.advice(prepare.size, config.guidance):
-            complain(f"note: {sentence}")
+    assert isinstance(parts.unet.shape, UNetShape)
+    trained, family = trained_for(parts.unet.path), family_of(parts.unet.shape)
+    config = chosen_orbit_config(options, trained, family)
+    prepare = chosen_prepare(options, trained, family)
+    for sentence in advice(family, trained, prepare.size, config):
+        complain(f"note: {sentence}")
     return config, prepare
 
 
 def chosen_orbit_config(
-    options: argparse.Namespace, trained: TrainedFor | None = None
+    options: argparse.Namespace, trained: TrainedFor | None = None, family: OrbitFamily = V3D
 ) -> OrbitConfig:
     """The settings of an orbit with the options that were given."""
-    steps, scale, _ = chosen_numbers(trained, options.steps, options.scale)
-    return OrbitConfig(
-        SamplerConfig(steps=steps),
-        Guidance(options.guidance, scale, options.min_scale),
-        ConditioningConfig(
-            num_frames=options.num_frames,
-            fps_id=options.fps_id,
-            motion_bucket_id=options.motion_bucket_id,
-            cond_aug=options.cond_aug,
-            vae_mode=options.vae_mode,
-        ),
-        options.decode_frames,
+    config, _ = chosen_config(
+        family,
+        trained,
+        steps=options.steps,
+        guidance=options.guidance,
+        scale=options.scale,
+        min_scale=options.min_scale,
+        frames=options.num_frames,
+        cond_aug=options.cond_aug,
+        fps_id=options.fps_id,
+        motion_bucket_id=options.motion_bucket_id,
+        vae_mode=options.vae_mode,
+        elevation_deg=options.picture_elevation,
+        decode_frames=options.decode_frames,
     )
+    return config
 
 
-def chosen_prepare(options: argparse.Namespace, trained: TrainedFor | None = None) -> PrepareConfig:
+def chosen_prepare(
+    options: argparse.Namespace, trained: TrainedFor | None = None, family: OrbitFamily = V3D
+) -> PrepareConfig:
     """How to place the object, with the options that were given."""
-    suits = PrepareConfig().size if trained is None else trained.size
+    suits = family.size if trained is None else trained.size
     size = suits if options.size is None else options.size
     return PrepareConfig(options.border_ratio, size, options.mask_threshold)
 

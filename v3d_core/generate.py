@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import logging
 import re
 from collections.abc import Callable, Sequence
@@ -18,8 +16,10 @@ import torch
 from torch import Tensor
 
 from .backends import MissingPackageError, remove_background
-from .cameras import V3D_ORBIT, orbit_cameras
+from .cameras import Orbit, orbit_cameras
 from .diffusion.diffusers_backend import load_diffusers_model
+from .diffusion.families import OrbitFamily, family_of
+from .diffusion.layout import UNetShape
 from .diffusion.model_files import ModelParts
 from .diffusion.orbit import OrbitConfig, OrbitModel, sample_orbit
 from .formats.atomic import atomic_folder
@@ -28,21 +28,18 @@ from .formats.transforms import transforms_document
 from .formats.video import write_video
 from .formats.views import save_views
 from .images import from_uint8
+from .orbit_folder import REPORT_NAME, differences, earlier_report, files_of, fingerprints
 from .pose_views import pose_views
 from .prepare import PrepareConfig, PreparedPicture, prepare_picture
 from .reconstruct import StageProgress, no_bar, prepare_output, write_png
 from .report import Stopwatch, environment, memory, write_report
-from .structures import Cameras
 
 logger = logging.getLogger(__name__)
 
-REPORT_NAME = "orbit.json"  # not report.json: `v3d reconstruct DIR --out DIR` writes that
 ORBIT_VIDEO_FPS = 6  # pictures per second: V3D's 18 take 3 s, as long as the turntable
 LARGEST_SEED = 2**64 - 1  # of torch's generators
 BAD_INPUT = (ValueError, FileNotFoundError, NotADirectoryError)  # what the user can mend
 
-# What makes an orbit this orbit and no other: these parts of two reports have to agree.
-_IDENTITY = ("picture_sha256", "mask_sha256", "seed", "settings", "model")
 _FRAME_FILE = re.compile(r"r_\d{3,}\.png")
 
 
@@ -73,6 +70,12 @@ class ModelSource:
     dtype: torch.dtype | None = None
     offload: bool | None = None
     compile_unet: bool = False
+
+    @property
+    def family(self) -> OrbitFamily:
+        """The kind of model that it is."""
+        assert isinstance(self.parts.unet.shape, UNetShape)
+        return family_of(self.parts.unet.shape)
 
     def load(self) -> OrbitModel:
         """The model, ready to sample."""
@@ -219,9 +222,9 @@ def sample_pictures(
     for job in jobs:
         stopwatch = Stopwatch()
         try:
-            identity = {**_fingerprints(job), **common}
-            earlier = _earlier_report(job.folder)
-            changed = _differences(earlier, identity, job.folder)
+            identity = {**fingerprints(job.picture, job.mask), **common}
+            earlier = earlier_report(job.folder)
+            changed = differences(earlier, identity, job.folder)
             if earlier and not changed and not overwrite:
                 end(PictureOutcome(job, "kept", report=earlier))
                 continue
@@ -239,8 +242,16 @@ def sample_pictures(
             with stopwatch.stage("sample"), stage_progress(job.picture.stem) as progress:
                 orbit = sample_orbit(model, prepared.image[None], config, seed, progress)
             report = {"picture": job.picture.name, **identity, "orbit": orbit.report}
+            cameras = source.family.orbit(len(orbit.frames), config.conditioning.elevation_deg)
             report = _write_orbit(
-                job.folder, orbit.frames, prepared, report, source.device, stopwatch, earlier
+                job.folder,
+                orbit.frames,
+                cameras,
+                prepared,
+                report,
+                source.device,
+                stopwatch,
+                earlier,
             )
         except Exception as error:
             end(_failed(job, error))
@@ -277,6 +288,7 @@ def read_and_prepare(job: PictureJob, config: PrepareConfig) -> PreparedPicture:
 def _write_orbit(
     folder: Path,
     frames: Tensor,  # [T, S, S, 3]
+    cameras: Orbit,
     prepared: PreparedPicture,
     report: dict[str, Any],
     device: torch.device,
@@ -290,7 +302,7 @@ def _write_orbit(
     try:
         with atomic_folder(folder) as staging:
             with stopwatch.stage("write"):
-                warnings = _write_frames(staging, frames, names)
+                warnings = _write_frames(staging, frames, cameras, names)
                 write_video(staging / "orbit.mp4", frames, ORBIT_VIDEO_FPS)
                 write_png(staging / "prepared.png", prepared.image)
             report = {
@@ -308,15 +320,15 @@ def _write_orbit(
             with suppress(OSError):
                 folder.rmdir()
         raise
-    for name in set(_files_of(earlier)) - {*files}:  # of a longer orbit
+    for name in set(files_of(earlier)) - {*files}:  # of a longer orbit
         if _FRAME_FILE.fullmatch(name):
             (folder / name).unlink(missing_ok=True)
     return report
 
 
-def _write_frames(folder: Path, frames: Tensor, names: tuple[str, ...]) -> list[str]:
+def _write_frames(folder: Path, frames: Tensor, orbit: Orbit, names: tuple[str, ...]) -> list[str]:
     """Frames with their cameras, cut out where that can be done; what was noticed."""
-    cameras = _cameras(len(frames), frames.shape[2])
+    cameras = orbit_cameras(orbit, frames.shape[2], frames.shape[1])
     try:
         posed = pose_views(frames, cameras, names=names, min_views=1)
     except ValueError as error:
@@ -332,51 +344,6 @@ def _write_frames(folder: Path, frames: Tensor, names: tuple[str, ...]) -> list[
         ]
     save_views(folder, posed.views)
     return list(posed.warnings)
-
-
-def _cameras(count: int, size: int) -> Cameras:
-    return orbit_cameras(dataclasses.replace(V3D_ORBIT, num_views=count), size, size)
-
-
-# --- what was made before -------------------------------------------------------------------------
-
-
-def _fingerprints(job: PictureJob) -> dict[str, str | None]:
-    mask = job.mask if job.mask is not None and job.mask.is_file() else None
-    return {
-        "picture_sha256": _sha256(job.picture),
-        "mask_sha256": None if mask is None else _sha256(mask),
-    }
-
-
-def _sha256(path: Path) -> str:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such picture")
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def _earlier_report(folder: Path) -> dict[str, Any]:
-    """The report in a folder, or nothing if there is none that can be read."""
-    try:
-        report = json.loads((folder / REPORT_NAME).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return report if isinstance(report, dict) else {}
-
-
-def _differences(earlier: dict[str, Any], identity: dict[str, Any], folder: Path) -> list[str]:
-    """Names of what an earlier orbit differs in, lost files included."""
-    now = json.loads(json.dumps(identity))
-    found = [name.replace("_sha256", "") for name in _IDENTITY if earlier.get(name) != now[name]]
-    files = _files_of(earlier)
-    lost = not files or not all((folder / name).is_file() for name in files)
-    return [*found, *(["set of files"] if lost else [])]
-
-
-def _files_of(report: dict[str, Any]) -> list[str]:
-    files = report.get("files")
-    names = files if isinstance(files, list) else []
-    return [name for name in names if isinstance(name, str) and Path(name).name == name]
 
 
 def _failed(job: PictureJob, error: Exception) -> PictureOutcome:

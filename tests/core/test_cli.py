@@ -19,6 +19,7 @@ from skimage.metrics import structural_similarity
 import v3d_core
 from v3d_core import cli, cli_generate, reconstruct
 from v3d_core.diffusion.decode_memory import DecodePlan
+from v3d_core.diffusion.families import V3D
 from v3d_core.formats.pictures import list_pictures, read_pictures
 from v3d_core.formats.ply import read_splat_ply
 from v3d_core.mesh.asset import AssetConfig
@@ -505,6 +506,8 @@ def test_missing_diffusers_is_one_line_with_the_remedy(
 
 class DrawnModel:
     """Stands in for the networks: its orbit is the one the tests reconstruct."""
+
+    family = V3D
 
     def __init__(self, frames):
         self.frames = read_pictures(list_pictures(frames))[..., :3].float() / 255

@@ -1,5 +1,6 @@
 """`v3d train` from a data set to a model: LoRA, full, from scratch; stopped, resumed, refused."""
 
+import importlib
 import json
 import shutil
 import signal
@@ -8,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 from small_training import write_orbits
+from tiny_models import write_sv3d
 
 from v3d_core import backends
 from v3d_core.cli import main
@@ -382,6 +384,12 @@ def test_tensorboard_that_is_asked_for_and_missing_is_named(
     out = tmp_path / "run"
     train(data, out, *model, *BLIND, "--log-dir", tmp_path / "tb", expect=1)
     assert "pip install tensorboard" in capsys.readouterr().err
+
+
+def test_sv3d_is_refused_because_it_is_told_other_numbers(data, tmp_path, capsys):
+    model = write_sv3d(tmp_path, importlib.import_module, "sv3d_p")
+    train(data, tmp_path / "run", "--model", model, *BLIND, expect=2)
+    assert "sv3d_p.safetensors is SV3D_p, which is told other numbers" in capsys.readouterr().err
 
 
 def test_a_diverged_training_says_so(data, model, tmp_path, monkeypatch, capsys):

@@ -298,7 +298,7 @@ def test_latents_are_unscaled_before_they_are_decoded(model):
     seen = []
 
     class Spy:
-        condition, sample = model.condition, model.sample
+        condition, sample, family = model.condition, model.sample, model.family
 
         def decode(self, latents, frames, progress):
             seen.append(latents)

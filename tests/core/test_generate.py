@@ -18,6 +18,7 @@ from v3d_core.cameras import V3D_ORBIT, orbit_cameras
 from v3d_core.diffusion.conditioning import ConditioningConfig
 from v3d_core.diffusion.decode_memory import DecodePlan
 from v3d_core.diffusion.edm import SamplerConfig
+from v3d_core.diffusion.families import V3D
 from v3d_core.diffusion.model_files import find_model
 from v3d_core.diffusion.orbit import OrbitConfig
 from v3d_core.formats.video import read_video_frames
@@ -64,6 +65,8 @@ def pictures(tmp_path_factory):
 
 class DrawnModel:
     """Stands in for the networks where only files and decisions are tested; frames are keyable."""
+
+    family = V3D
 
     def __init__(self):
         self.sampled = []

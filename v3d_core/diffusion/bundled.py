@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..formats.weights import open_weights
 from .checkpoint import CheckpointError
-from .edm import SamplerConfig
+from .families import V3D, OrbitFamily
 from .guidance import Guidance
 
 NANO = "nano"  # its name on the command line
@@ -50,24 +50,27 @@ class TrainedFor:
 
 
 def chosen_numbers(
-    trained: TrainedFor | None, steps: int | None, scale: float | None
+    trained: TrainedFor | None,
+    steps: int | None,
+    scale: float | None,
+    family: OrbitFamily = V3D,
 ) -> tuple[int, float, list[str]]:
-    """Steps and guidance scale of an orbit: those given, else the model's own, else V3D's.
+    """Steps and guidance scale of an orbit: those given, else the model's own, else its kind's.
 
     Returns:
         Steps, scale, and sentences that say which of them were not given and whose they are.
     """
     said: dict[str, list[str]] = {}
 
-    def own(name: str, of_v3d: float) -> float:
+    def own(name: str, of_its_kind: float) -> float:
         value, owner = getattr(trained, name, None), getattr(trained, "name", "")
         if value is None:
-            value, owner = of_v3d, "V3D"
+            value, owner = of_its_kind, family.name
         said.setdefault(owner, []).append(f"{name} {value:g}")
         return value
 
-    steps = int(own("steps", SamplerConfig.steps)) if steps is None else steps
-    scale = own("scale", Guidance.scale) if scale is None else scale
+    steps = int(own("steps", family.steps)) if steps is None else steps
+    scale = own("scale", family.guidance.scale) if scale is None else scale
     return steps, scale, [f"{owner}'s own: {', '.join(names)}." for owner, names in said.items()]
 
 

@@ -2,7 +2,8 @@
 
 What V3D.ckpt holds and what it lacks is in v3d_core/diffusion/layout.py's terms: the UNet under
 `model.diffusion_model.`, an autoencoder under `first_stage_model.`, no image encoder; svd_xt has all
-three. Files of one network alone, in either naming, are understood as well.
+three, SV3D's too, but its encoder is an image autoencoder's in the conditioner. Files of one network
+alone, in either naming, are understood as well.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from ..formats.weights import WeightFile, open_weights
 from .detect import clip_shape, unet_shape, vae_shape
+from .families import FAMILIES
 from .layout import (
     CLIP_HEAD_CHANNELS,
     HEAD_CHANNELS,
@@ -29,7 +31,6 @@ from .layout import (
 
 AnyShape = UNetShape | VaeShape | ClipShape
 
-SVD_VECTOR_CHANNELS = 768  # three embeddings of 256; SV3D has 256 (u) or 1280 (p)
 SHOWN_DIFFERENCES = 5  # in a message; the rest is counted
 
 # Where each network may stand in a file: prefix, naming, a tensor that tells.
@@ -63,6 +64,9 @@ _WHAT = {
     "vae": "SVD's autoencoder with its temporal decoder",
     "clip": "the image tower of OpenCLIP ViT-H/14",
 }
+# SV3D's encoder: with the image autoencoder's convolution after it, which SVD's has within its last.
+_SPLIT_ENCODER, _SPLIT_DECODER = "conditioner.embedders.1.encoder.", "first_stage_model."
+_HINT = ". Choose V3D.ckpt, SV3D, or a model fine-tuned from SVD or SVD-XT"
 # diffusers' autoencoder has two convolutions more, V3D's and SVD's have none: the identity.
 _QUANT = ("quant_conv.weight", "quant_conv.bias", "post_quant_conv.weight", "post_quant_conv.bias")
 # transformers' older files carry the position numbers 0, 1, 2, ...
@@ -83,6 +87,8 @@ class ModelPart:
         prefix: What stands in front of its tensors' names there.
         naming: "sgm" or "diffusers", the naming of the file.
         shape: Its widths.
+        encoder_prefix: Instead of `prefix` before an autoencoder's encoder, and the convolution
+            that has to go into it; "" where both halves stand together.
     """
 
     kind: str
@@ -90,10 +96,17 @@ class ModelPart:
     prefix: str
     naming: str
     shape: AnyShape
+    encoder_prefix: str = ""
+
+    def full(self, name: str) -> str:
+        """What one of its tensors is called in the file."""
+        apart = self.encoder_prefix and name.startswith("encoder.")
+        return (self.encoder_prefix if apart else self.prefix) + name
 
     def names(self) -> set[str]:
         """Full names of its tensors in the file."""
-        return {self.prefix + name for name in _named(self.shape, self.naming)}
+        found = {self.full(name) for name in _named(self.shape, self.naming)}
+        return found | {self.encoder_prefix + n for n in _QUANT[:2] if self.encoder_prefix}
 
 
 def find_part(file: WeightFile, kind: str) -> ModelPart | None:
@@ -115,7 +128,26 @@ def find_part(file: WeightFile, kind: str) -> ModelPart | None:
         _check(file.path, kind, shape, shapes, naming)
         _check_identity(file, prefix, shapes)
         return ModelPart(kind, file.path, prefix, naming, shape)
-    return None
+    return _split_autoencoder(file) if kind == "vae" else None
+
+
+def _split_autoencoder(file: WeightFile) -> ModelPart | None:
+    """SV3D's: the image encoder of its conditioner, and the temporal decoder of its first stage."""
+    shapes = {
+        name.removeprefix(prefix): file.shape(name)
+        for prefix, half in ((_SPLIT_ENCODER, "encoder."), (_SPLIT_DECODER, "decoder."))
+        for name in file
+        if name.startswith(prefix + half)
+    }
+    quant = [_SPLIT_ENCODER + name for name in _QUANT[:2]]
+    if _PLACES["vae"][0][2] not in shapes or not all(name in file for name in quant):
+        return None
+    try:
+        shape = vae_shape(shapes)
+    except (KeyError, ValueError, IndexError, ZeroDivisionError):
+        shape = VaeShape()
+    _check(file.path, "vae", shape, shapes, "sgm")
+    return ModelPart("vae", file.path, _SPLIT_DECODER, "sgm", shape, _SPLIT_ENCODER)
 
 
 def require_part(path: str | os.PathLike[str], kind: str) -> ModelPart:
@@ -148,7 +180,9 @@ def stream_part(
     """`read_part` one tensor at a time, in the order of `part_layout`."""
 
     def read(name: str) -> Tensor:
-        return file.read(part.prefix + name, dtype)
+        if part.encoder_prefix and name.startswith("encoder.conv_out."):
+            return _with_convolution(file, part, name, dtype)
+        return file.read(part.full(name), dtype)
 
     if part.naming == naming:
         for name in _named(part.shape, naming):
@@ -159,6 +193,18 @@ def stream_part(
     else:
         for name, entries in _groups(part.shape).items():
             yield name, to_sgm([read(e.diffusers) for e in entries], entries[0].change)
+
+
+def _with_convolution(
+    file: WeightFile, part: ModelPart, name: str, dtype: torch.dtype | None
+) -> Tensor:
+    """The encoder's last convolution and the 1x1 convolution behind it as one: both are linear."""
+    quant, bias = (file.read(part.encoder_prefix + n, torch.float32) for n in _QUANT[:2])
+    value = file.read(part.full(name))
+    folded = torch.einsum("om,m...->o...", quant.flatten(1), value.float())
+    if name.endswith("bias"):
+        folded = folded + bias
+    return folded.to(value.dtype if dtype is None else dtype)
 
 
 def part_layout(shape: AnyShape, naming: str) -> dict[str, Shape]:
@@ -236,7 +282,7 @@ def _check(
         f"{path} is not {_WHAT[kind]}: of {len(expected)} tensors {len(wrong)} have other shapes, "
         f"{len(missing)} are missing, {len(extra)} are unknown: "
         f"{'; '.join([*_some(wrong), *_some(missing), *_some(extra), *misfits(shape)])}"
-        f"{_hint(shapes) if kind == 'unet' else ''}"
+        f"{_HINT if kind == 'unet' else ''}"
     )
 
 
@@ -273,10 +319,10 @@ def misfits(shape: AnyShape) -> list[str]:
                 f"it takes {shape.in_channels} channels, not {2 * shape.out_channels}: the noisy "
                 "latent and the picture's"
             )
-        if shape.vector_channels != SVD_VECTOR_CHANNELS:
-            found.append(
-                f"its vector has {shape.vector_channels} values, not {SVD_VECTOR_CHANNELS}"
-            )
+        kinds = {family.vector_channels: family.name for family in FAMILIES}
+        if shape.vector_channels not in kinds:
+            known = ", ".join(f"{channels} ({name})" for channels, name in kinds.items())
+            found.append(f"its vector has {shape.vector_channels} values, none of {known}")
         widths = [shape.model_channels * mult for mult in shape.channel_mult]
         attending = [width for width, has in zip(widths, shape.attention, strict=True) if has]
         odd = [w for w in {*attending, *widths[-1:]} if w % HEAD_CHANNELS]  # the middle attends too
@@ -287,10 +333,3 @@ def misfits(shape: AnyShape) -> list[str]:
             f"its {shape.width} channels do not split into ViT-H's heads of {CLIP_HEAD_CHANNELS}"
         )
     return found
-
-
-def _hint(shapes: Mapping[str, Shape]) -> str:
-    vector = shapes.get("label_emb.0.0.weight", (0, 0))[-1]
-    if vector in (256, 1280) and "input_blocks.1.0.time_mixer.mix_factor" in shapes:
-        return ". This looks like SV3D: load it with Image Only Checkpoint Loader and SV3D_Conditioning"
-    return ". Choose V3D.ckpt or a model fine-tuned from SVD or SVD-XT"

@@ -33,12 +33,17 @@ class ConditioningConfig:
     motion_bucket_id: float = 300.0  # V3D scripts/pub/V3D_512.py
     cond_aug: float = 0.02  # V3D scripts/pub/V3D_512.py; deviation of noise on raw latents (5.5)
     vae_mode: str = "mode"  # V3D samples; the mode needs no random numbers and differs little
+    elevation_deg: float = 0.0  # of the orbit, positive above; V3D's networks know no other
 
     def __post_init__(self) -> None:
         if self.num_frames < 1:
             raise ValueError(f"num_frames is {self.num_frames}, at least 1 is needed; V3D makes 18")
         if self.vae_mode not in VAE_MODES:
             raise ValueError(f"vae_mode {self.vae_mode!r} is none of {', '.join(VAE_MODES)}")
+        if not -90 < self.elevation_deg < 90:
+            raise ValueError(
+                f"elevation_deg must lie between -90 and 90, got {self.elevation_deg:g}"
+            )
         for name in ("fps_id", "motion_bucket_id", "cond_aug"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
                 raise ValueError(f"{name} must be a number from 0 up, got {getattr(self, name)}")

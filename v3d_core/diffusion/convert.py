@@ -31,6 +31,7 @@ from .diffusers_configs import (
     vae_settings,
 )
 from .edm import SamplerConfig
+from .families import V3D, family_of
 from .layout import ClipShape, UNetShape, VaeShape
 from .model_files import ModelParts
 
@@ -126,10 +127,12 @@ def convert_to_diffusers(
 
     Raises:
         WeightsError: A source cannot be read, or has values that `dtype` cannot hold.
-        ValueError: The folder has other weights, which would be mixed up with these.
+        ValueError: The folder has other weights, which would be mixed up with these, or diffusers
+            has no pipeline for the model.
     """
     out = Path(out_folder)
     _refuse_foreign_weights(out)
+    _refuse_sv3d(parts)
     networks = (parts.unet, parts.vae, parts.clip)
     layouts = {part.kind: _diffusers_layout(part, dtype) for part in networks}
     total = sum(len(layout) for layout in layouts.values())
@@ -163,6 +166,16 @@ def convert_to_diffusers(
                 out.rmdir()
         raise
     return Conversion(out, total, size, _left_out(parts))
+
+
+def _refuse_sv3d(parts: ModelParts) -> None:
+    assert isinstance(parts.unet.shape, UNetShape)
+    family = family_of(parts.unet.shape)
+    if family != V3D:
+        raise ValueError(
+            f"{parts.unet.path} is {family.name}, and diffusers has no pipeline for SV3D; convert it "
+            "to one file, --out NAME.safetensors"
+        )
 
 
 def _fitting(tensor: Tensor, dtype: torch.dtype, source: Path, name: str) -> Tensor:

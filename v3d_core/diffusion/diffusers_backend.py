@@ -33,6 +33,8 @@ from .diffusers_configs import (
     unet_settings,
     vae_settings,
 )
+from .families import V3D, OrbitFamily, family_of
+from .frame_vectors import FrameVectors
 from .guidance import Guidance, guide
 from .interrupt import interruptible
 from .layout import ClipShape, UNetShape, VaeShape
@@ -56,8 +58,12 @@ class DiffusersModel:
         image_encoder: nn.Module,
         device: torch.device,
         offload: bool = False,
+        family: OrbitFamily = V3D,
     ) -> None:
         """Take finished networks; with `offload` each is on the device only while it works."""
+        self.family = family
+        # diffusers knows SVD's three numbers only, the same for all frames
+        self._vectors = None if family == V3D else FrameVectors(unet)
         self.unet, self.vae, self.image_encoder = unet, vae, image_encoder
         self.device = device
         vae_parts: list[Any] = [vae.encoder, vae.decoder]
@@ -100,6 +106,9 @@ class DiffusersModel:
         latent = latent[:, None].expand(-1, frames, -1, -1, -1)
         numbers = condition.config
         ids = torch.tensor([[numbers.fps_id, numbers.motion_bucket_id, numbers.cond_aug]])
+        if self._vectors is not None:
+            vectors = self.family.vectors(numbers).to(self.device)
+            self._vectors.set(vectors.expand(len(token), -1, -1))
         token, latent = token.to(self.device, dtype), latent.to(self.device, dtype)
         ids = ids.to(self.device)  # stays float32: its sinusoids need the digits
         branches = orbits_denoiser(net, token, latent, ids.expand(len(token), -1))
@@ -242,7 +251,7 @@ def load_diffusers_model(
     if compile_unet:
         networks[0].compile()
     logger.info("orbit model on %s in %s, offload %s", device, dtype, offload)
-    return DiffusersModel(*networks, device=device, offload=offload)
+    return DiffusersModel(*networks, device=device, offload=offload, family=family_of(unet))
 
 
 def build_unet(shape: UNetShape, device: str = "meta") -> Any:

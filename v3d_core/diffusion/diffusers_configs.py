@@ -13,6 +13,8 @@ from torch import Tensor
 from .conditioning import LATENT_SCALE, ConditioningConfig
 from .layout import HEAD_CHANNELS, ClipShape, UNetShape, VaeShape
 
+SVD_NUMBERS = 3  # fps, motion bucket and noise, which diffusers' network takes
+
 
 def unet_settings(shape: UNetShape) -> dict[str, Any]:
     """Of diffusers' UNetSpatioTemporalConditionModel."""
@@ -20,7 +22,7 @@ def unet_settings(shape: UNetShape) -> dict[str, Any]:
     down = ("DownBlockSpatioTemporal", "CrossAttnDownBlockSpatioTemporal")
     up = ("UpBlockSpatioTemporal", "CrossAttnUpBlockSpatioTemporal")
     return {
-        "addition_time_embed_dim": shape.vector_channels // 3,
+        "addition_time_embed_dim": shape.vector_channels // SVD_NUMBERS,
         "block_out_channels": widths,
         "cross_attention_dim": shape.context_channels,
         "down_block_types": tuple(down[has] for has in shape.attention),

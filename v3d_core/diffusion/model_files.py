@@ -14,6 +14,10 @@ from .layout import ClipShape, UNetShape, VaeShape
 V3D_FILE, V3D_HOME = "V3D.ckpt", "https://huggingface.co/heheyas/V3D"
 SVD_FILE = "svd_xt.safetensors"
 SVD_HOME = "https://huggingface.co/stabilityai/stable-video-diffusion-img2vid-xt"
+SV3D_FILES, SV3D_HOME = (
+    ("sv3d_u.safetensors", "sv3d_p.safetensors"),
+    "https://huggingface.co/stabilityai/sv3d",
+)
 
 _NEEDED = {
     "unet": f"the video UNet. It is in {V3D_FILE} ({V3D_HOME})",

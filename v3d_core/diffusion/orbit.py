@@ -7,12 +7,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from ..progress import Progress, silent
 from .conditioning import LATENT_SCALE, Conditioning, ConditioningConfig, check_picture
 from .decode_memory import DecodePlan
 from .edm import SamplerConfig, initial_noise
+from .families import OrbitFamily
 from .guidance import Guidance
 from .sampler import Denoiser, sample_euler
 
@@ -29,6 +31,11 @@ class OrbitConfig:
 
 class OrbitModel(Protocol):
     """UNet, autoencoder and image encoder, wherever they come from."""
+
+    @property
+    def family(self) -> OrbitFamily:
+        """The kind of model that the UNet is."""
+        ...
 
     def condition(self, image: Tensor, config: ConditioningConfig, seed: int) -> Conditioning:
         """Encode a picture [1, S, S, 3]."""
@@ -53,7 +60,7 @@ class OrbitModel(Protocol):
 
 @dataclass(frozen=True)
 class SampledOrbit:
-    """Frames in [0, 1], frame 0 on the picture's side [T, S, S, 3], and what they cost."""
+    """Frames in [0, 1], as `OrbitFamily.orbit` orders them [T, S, S, 3], and what they cost."""
 
     frames: Tensor
     report: dict[str, Any]
@@ -102,6 +109,7 @@ def sample_orbit(
         config.decode_frames,
         lambda step, total, preview=None, text="": progress(steps, steps + 1, text="decoding"),
     )
+    pictures = with_picture(pictures, image, model.family)
     progress(steps + 1, steps + 1, text="")
     report = {
         "frames": frames,
@@ -111,3 +119,14 @@ def sample_orbit(
         "decoded": str(plan),
     }
     return SampledOrbit(pictures, report)
+
+
+def with_picture(frames: Tensor, image: Tensor, family: OrbitFamily) -> Tensor:  # [T, S, S, 3]
+    """Frames with the picture [1, S, S, 3] in the place where its kind of model has it.
+
+    SV3D is trained to end at the picture, so its own program puts that there (generative-models,
+    simple_video_sample.py).
+    """
+    if not family.ends_with_picture:
+        return frames
+    return torch.cat([frames[:-1], check_picture(image).to(frames)])

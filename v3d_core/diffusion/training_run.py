@@ -22,6 +22,7 @@ from ..backends import load_lpips
 from ..progress import Progress, silent
 from .bundled import TRAINING_CARD
 from .checkpoint import ModelPart
+from .families import V3D, family_of
 from .layout import UNetShape
 from .lora import Lora, merged_unet, write_lora
 from .model_files import ModelParts
@@ -88,7 +89,7 @@ class TrainingRun:
             raise ValueError(
                 "a model from scratch learns with all its weights; lora_rank must be 0"
             )
-        _check_size(start, data)
+        _check_start(start, data)
         self.folder, self.start, self.data, self.config = folder, start, data, config
         self.device, self.processes = device, processes or Processes()
         self.tensorboard = tensorboard
@@ -359,9 +360,14 @@ class TrainingRun:
         }
 
 
-def _check_size(start: ModelParts | Scratch, data: Data) -> None:
-    """Refuse frames that the networks cannot halve as often as they do."""
+def _check_start(start: ModelParts | Scratch, data: Data) -> None:
+    """Refuse SV3D, and frames that the networks cannot halve as often as they do."""
     unet: Any = start.unet if isinstance(start, Scratch) else start.unet.shape
+    if isinstance(start, ModelParts) and family_of(unet) != V3D:
+        raise ValueError(
+            f"{start.unet.path} is {family_of(unet).name}, which is told other numbers than "
+            "training knows; start from V3D.ckpt, svd_xt.safetensors or --from-scratch"
+        )
     vae: Any = start.vae if isinstance(start, Scratch) else start.vae.shape
     multiple = 2 ** (len(unet.channel_mult) + len(vae.channel_mult) - 2)
     height, width = data.train[0].shape[1:3]

@@ -73,6 +73,8 @@ def server(tmp_path_factory):
     frame = REPOSITORY / "v3d_core" / "data" / "demo_orbit" / "r_000.png"
     shutil.copy(frame, base / "input" / "example.png")  # the name of core's own default picture
     tiny_models.write_models(base / "models" / "checkpoints", scenes.pack)
+    for kind in ("sv3d_u", "sv3d_p"):
+        tiny_models.write_sv3d(base / "models" / "checkpoints", scenes.pack, kind)
     with _running(base) as running:
         yield running
 

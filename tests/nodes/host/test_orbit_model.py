@@ -106,6 +106,10 @@ def assert_close_to_the_range(ours, theirs, share=1e-4):
 # --- the same orbit in three ways ----------------------------------------------------------------
 
 
+def v3d():
+    return pack("v3d_core.diffusion.families").V3D
+
+
 def test_25_steps_equal_cores_ksampler(loaded, condition):
     model, clip, vae = loaded
     positive, negative, latent = (
@@ -147,7 +151,7 @@ def test_conditioning_equals_diffusers(mode, loaded, diffusers_model):
 
 
 def test_the_vector_of_768_has_the_published_values(loaded, condition):
-    positive, negative = pack("nodes.host_diffusion").host_conditioning(condition)
+    positive, negative = pack("nodes.host_diffusion").host_conditioning(condition, v3d())
     vector = loaded[0].model.encode_adm(**positive[0][1])
     assert vector.shape == (1, 768)
     assert torch.equal(vector, loaded[0].model.encode_adm(**negative[0][1]))
@@ -159,7 +163,7 @@ def test_the_vector_of_768_has_the_published_values(loaded, condition):
 
 
 def test_the_unconditional_branch_has_a_zero_token_and_a_zero_latent(condition):
-    positive, negative = pack("nodes.host_diffusion").host_conditioning(condition)
+    positive, negative = pack("nodes.host_diffusion").host_conditioning(condition, v3d())
     assert not negative[0][0].any() and not negative[0][1]["concat_latent_image"].any()
     assert positive[0][0].any() and positive[0][1]["concat_latent_image"].any()
 
@@ -343,7 +347,8 @@ def test_the_node_gives_frames_and_a_report_and_blocks_views_that_cannot_be(load
 def test_frames_on_white_get_masks_and_the_orbits_cameras():
     frames = torch.ones(18, SIZE, SIZE, 3)
     frames[:, 20:44, 24:40] = torch.tensor([0.8, 0.2, 0.1])
-    views = pack("nodes.sampling").views_or_reason(frames)
+    sampling = pack("nodes.sampling")
+    views = sampling.views_or_reason(frames, sampling.cameras_of(frames, v3d(), 0.0))
     assert torch.equal(views.masks, (frames[..., 1] < 0.5).float())
     cameras = pack("v3d_core.cameras")
     expected = cameras.orbit_cameras(cameras.V3D_ORBIT, SIZE, SIZE)
@@ -386,9 +391,17 @@ def test_0_as_scale_is_the_highest_of_a_guidance_that_changes(loaded):
 
 def test_new_nodes_ask_for_the_models_own_numbers():
     inputs = pack("nodes.sampling").V3DSampleOrbit.define_schema().get_v1_info(None).input
-    for name in ("steps", "scale"):
+    for name, own in (("steps", 0), ("scale", 0), ("frames", 0), ("cond_aug", -1)):
         options = inputs["required"][name][1]
-        assert options["default"] == options["min"] == 0
+        assert options["default"] == options["min"] == own
+    assert inputs["required"]["guidance"][1]["default"] == "auto"
+
+
+def test_the_models_own_numbers_are_v3ds_to_the_last_bit(loaded):
+    asked = {"steps": 1, "frames": 18, "guidance": "constant", "cond_aug": 0.02}
+    wanted = execute_sampler(*loaded, **asked).args[0]
+    own = {"steps": 1, "frames": 0, "guidance": "auto", "cond_aug": -1.0, "elevation": 0.0}
+    assert torch.equal(execute_sampler(*loaded, **own).args[0], wanted)
 
 
 def test_an_autoencoder_without_time_layers_decodes_frame_by_frame(loaded):
@@ -418,8 +431,9 @@ def test_an_autoencoder_without_time_layers_decodes_frame_by_frame(loaded):
         ({"scale": -1.0}, "scale must be a number from 0 up, got -1.0"),
         ({"scale": float("nan")}, "scale is nan; a number is needed"),
         ({"guidance": "linear", "min_scale": float("inf")}, "min_scale is inf; a number is needed"),
-        ({"cond_aug": -1.0}, "cond_aug"),
-        ({"frames": 0}, "num_frames is 0"),
+        ({"cond_aug": -0.5}, "cond_aug must be a number from 0 up, got -0.5"),
+        ({"frames": -1}, "num_frames is -1"),
+        ({"elevation": 20.0}, "elevation is 20 degrees, but V3D"),
         ({"model": types.SimpleNamespace(model=object(), load_device=CPU)}, "MODEL is object"),
     ],
 )
