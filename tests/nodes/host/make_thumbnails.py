@@ -8,9 +8,7 @@ OUTPUT_FOLDER is the server's output folder. The splat's picture is core's own r
 no mesh renderer, so the .glb is drawn here with a point per bit of surface.
 
 Each shows what its own workflow made, as it is saved: those that start from one picture show what
-the bundled model made of it. Only `sv3d_to_splat` needs weights that are not here: it is shown by the
-demo orbit's first picture and by what was fitted to the whole demo orbit, which stands in for frames
-that SV3D would have sampled.
+the bundled model made of it.
 """
 
 from __future__ import annotations
@@ -35,7 +33,7 @@ REPOSITORY = Path(__file__).resolve().parents[3]
 SIZE = 512
 AZIMUTH_DEG, ELEVATION_DEG, RADIUS, FOV_DEG = 40.0, 15.0, 1.9, 50.0
 SURFACE_POINTS = 6_000_000
-INSET, STRIP = 152, 6  # px of the given picture's side; pictures in the strip of frames
+INSET = 152  # px of the given picture's side
 JPEG_QUALITY = 85
 FAR, MADE, EDGE = 2.6, (460, 396), 12  # radius that shows nano's meshes whole; px of what it made
 SEEN = 12  # levels darker than white
@@ -110,20 +108,6 @@ def from_demo_picture(result: Image.Image) -> Image.Image:
     canvas.paste(made, (EDGE, SIZE - EDGE - made.height))
     given = given_picture("demo_picture").resize((INSET, INSET), Image.LANCZOS)
     canvas.paste(ImageOps.expand(given, 2, "#3f789e"), (SIZE - INSET - EDGE, 8))
-    return canvas
-
-
-def from_one_picture(result: Image.Image, strip: list[Image.Image]) -> Image.Image:
-    """The demo orbit's first picture small in a corner, the result large, frames below."""
-    canvas = Image.new("RGB", (SIZE, SIZE), "white")
-    side = SIZE // STRIP
-    room = SIZE - side - INSET // 4
-    canvas.paste(result.resize((room, room), Image.LANCZOS), (SIZE - room, INSET // 6))
-    given = given_picture("demo_orbit").resize((INSET, INSET), Image.LANCZOS)
-    canvas.paste(ImageOps.expand(given, 2, "#3f789e"), (8, 8))
-    for index, picture in enumerate(strip):
-        small = picture.resize((side, side), Image.LANCZOS)
-        canvas.paste(small, (index * side, SIZE - side))
     return canvas
 
 
@@ -233,10 +217,7 @@ def main() -> None:
             server, output, "image_to_orbit_ksampler"
         ),
         "texture_any_mesh": lambda: mesh("texture_any_mesh"),
-        "sv3d_to_splat": lambda: from_one_picture(
-            turntable("frames_to_splat")[2],
-            turntable("frames_to_splat")[:: len(turntable("frames_to_splat")) // STRIP],
-        ),
+        "sv3d_to_splat": lambda: from_demo_picture(turntable("sv3d_to_splat")[2]),
     }
     for name in sys.argv[3:] or thumbnails:
         path = REPOSITORY / "workflows" / f"{name}.jpg"

@@ -34,7 +34,6 @@ GRAPH = """() => ({
   missing: app.graph.nodes.filter((n) => !LiteGraph.registered_node_types[n.type]).map((n) => n.type),
   red: app.graph.nodes.filter((n) => n.has_errors).map((n) => n.type),
 })"""
-NEED_FILES = {"sv3d_to_splat": {"LoadBackgroundRemovalModel", "ImageOnlyCheckpointLoader"}}
 PROMPT = "async () => (await app.graphToPrompt()).output"
 VIEWERS = {  # what core's viewers add of themselves
     "SaveGaussianSplat": "viewport_state",
@@ -57,16 +56,15 @@ def test_every_template_loads_with_all_its_nodes_and_values(page, object_info):
         page.wait_for_function("(count) => app.graph.nodes.length === count", arg=len(wanted))
         found = page.evaluate(GRAPH)
         assert not found["missing"], path.stem
-        assert set(found["red"]) <= NEED_FILES.get(path.stem, set()), path.stem
+        assert not found["red"], path.stem
         values = {number: (kind, values) for number, kind, values in found["nodes"]}
         for node in wanted:
             kind, loaded = values[node["id"]]
             given = node.get("widgets_values", [])
             assert kind == node["type"]
             assert loaded[: len(given)] == given, (path.stem, kind)  # core adds some of its own
-        if path.stem not in NEED_FILES:
-            wanted = to_prompt(json.loads(path.read_text(encoding="utf-8")), object_info)
-            assert as_sent(page.evaluate(PROMPT)) == as_sent(wanted), path.stem
+        wanted = to_prompt(json.loads(path.read_text(encoding="utf-8")), object_info)
+        assert as_sent(page.evaluate(PROMPT)) == as_sent(wanted), path.stem
 
 
 def as_sent(prompt):

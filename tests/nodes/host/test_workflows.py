@@ -23,41 +23,25 @@ from scenes import REPOSITORY, asymmetric_splats, display_colours, open_mesh, pa
 from ui_to_api import to_prompt
 
 WORKFLOWS = sorted(path.stem for path in (REPOSITORY / "workflows").glob("*.json"))
-ONE_CHOICE = ["image_to_splat", "image_to_mesh", "image_to_orbit_ksampler"]  # from nano to V3D
 V3D_FILES = ["V3D.ckpt", "svd_xt.safetensors"]
+SV3D_FILES = ["sv3d_u.safetensors", "sv3d_p.safetensors"]
+ONE_CHOICE = {  # from nano to one of these
+    "image_to_splat": V3D_FILES,
+    "image_to_mesh": V3D_FILES,
+    "image_to_orbit_ksampler": V3D_FILES,
+    "sv3d_to_splat": SV3D_FILES,
+}
 SMALL = {
     **QUICK,
     "V3DPrepareImage": {"size": 64},
     "V3DSampleOrbit": {"steps": 2},
-    "SV3D_Conditioning": {"width": 64, "height": 64},
 }
 
 
-@pytest.fixture(scope="module")
-def all_models(object_info):
-    """Schemas as they are where the models of every workflow have been downloaded."""
-    schemas = json.loads(json.dumps(object_info))
-    combo = schemas["ImageOnlyCheckpointLoader"]["input"]["required"]["ckpt_name"]
-    combo[0].append("sv3d_u.safetensors")
-    return schemas
-
-
-def small_prompt(name, schemas):
-    """The workflow at test size with V3D.ckpt chosen, which is all that its note asks for.
-
-    No BiRefNet here: where it is switched on, the picture is cut out by the sample's own masks.
-    """
+def small_prompt(name, schemas, file=0):
+    """The workflow at test size with a real model chosen, which is all that its note asks for."""
     prompt = workflow_prompt(name, schemas, SMALL)
-    if name in ONE_CHOICE:
-        prompt[only(prompt, "V3DLoadModel")]["inputs"]["model_name"] = V3D_FILES[0]
-        return prompt
-    del prompt[only(prompt, "LoadBackgroundRemovalModel")], prompt[only(prompt, "RemoveBackground")]
-    sample = prompt[only(prompt, "ImageFromBatch")]["inputs"]["image"][0]
-    assert prompt[sample]["inputs"]["folder"] == DEMO
-    prompt["masks"] = node("MaskToImage", mask=[sample, 2])
-    prompt["mask"] = node("ImageFromBatch", image=["masks", 0], batch_index=0, length=1)
-    prompt["cut"] = node("ImageToMask", image=["mask", 0], channel="red")
-    prompt[only(prompt, "V3DPrepareImage")]["inputs"]["mask"] = ["cut", 0]
+    prompt[only(prompt, "V3DLoadModel")]["inputs"]["model_name"] = ONE_CHOICE[name][file]
     return prompt
 
 
@@ -84,16 +68,16 @@ def shown_by(prompt, run, source):
 
 
 @pytest.mark.parametrize("name", WORKFLOWS)
-def test_every_link_joins_sockets_of_one_type(name, all_models):
-    prompt = workflow_prompt(name, all_models, {})
+def test_every_link_joins_sockets_of_one_type(name, object_info):
+    prompt = workflow_prompt(name, object_info, {})
     for entry in prompt.values():
-        schema = all_models[entry["class_type"]]["input"]
+        schema = object_info[entry["class_type"]]["input"]
         inputs = {**schema.get("required", {}), **schema.get("optional", {})}
         missing = [key for key in schema.get("required", {}) if key not in entry["inputs"]]
         assert missing == []
         for key, value in entry["inputs"].items():
             if isinstance(value, list):
-                source = all_models[prompt[value[0]]["class_type"]]
+                source = object_info[prompt[value[0]]["class_type"]]
                 accepted = inputs[key][0].split(",")
                 assert source["output"][value[1]] in accepted or "*" in accepted
 
@@ -110,9 +94,9 @@ def test_every_node_of_the_pack_stands_in_a_workflow(object_info):
 
 
 @pytest.mark.parametrize("name", WORKFLOWS)
-def test_the_file_is_what_its_graph_gives_with_these_nodes(name, all_models):
+def test_the_file_is_what_its_graph_gives_with_these_nodes(name, object_info):
     template = workflow_graphs.TEMPLATES[name]
-    assert read(name) == make_workflows.make_workflow(template, all_models)
+    assert read(name) == make_workflows.make_workflow(template, object_info)
     assert set(workflow_graphs.TEMPLATES) == set(WORKFLOWS)
 
 
@@ -189,11 +173,14 @@ def test_switched_on_the_two_nodes_cut_a_photo_out(name, object_info):
     assert prompt[cut]["inputs"]["image"] == prompt[prepared]["inputs"]["image"]
 
 
-@pytest.mark.parametrize("name", ["image_to_splat", "image_to_mesh"])
+@pytest.mark.parametrize("name", ["image_to_splat", "image_to_mesh", "sv3d_to_splat"])
 def test_the_sampler_takes_the_numbers_of_whichever_model_is_chosen(name, object_info):
     prompt = workflow_prompt(name, object_info, {})
     inputs = prompt[only(prompt, "V3DSampleOrbit")]["inputs"]
-    assert (inputs["steps"], inputs["scale"]) == (0, 0)
+    assert (inputs["steps"], inputs["scale"], inputs["frames"]) == (0, 0, 0)
+    assert (inputs["guidance"], inputs["cond_aug"]) == ("auto", -1)
+    sizes = {"sv3d_to_splat": 576}
+    assert prompt[only(prompt, "V3DPrepareImage")]["inputs"]["size"] == sizes.get(name, 512)
 
 
 def test_cores_sampler_has_the_numbers_of_nano_and_the_note_those_of_v3d(object_info):
@@ -216,10 +203,11 @@ def note_of(workflow):
 def test_the_note_says_what_nano_is_and_which_choice_to_make(name):
     note = note_of(read(name))
     assert "**V3D-nano is a demonstration**" in note
-    assert "**For real pictures choose `V3D.ckpt` in *V3D Load Model***" in note
+    files = "`sv3d_u` or `sv3d_p`" if name == "sv3d_to_splat" else "`V3D.ckpt`"
+    assert f"**For real pictures choose {files} in *V3D Load Model***" in note
 
 
-@pytest.mark.parametrize("name", [*ONE_CHOICE, "sv3d_to_splat"])
+@pytest.mark.parametrize("name", ONE_CHOICE)
 def test_loaders_tell_the_front_end_where_their_files_come_from(name, object_info):
     workflow = read(name)
     loaders = [n for n in workflow["nodes"] if "Load" in n["type"]]
@@ -230,7 +218,7 @@ def test_loaders_tell_the_front_end_where_their_files_come_from(name, object_inf
         # the front end offers only files that a widget of the same node asks for
         names, asked = [model["name"] for model in models], set(loader["widgets_values"])
         if loader["type"] == "V3DLoadModel":
-            assert names == V3D_FILES and not asked & set(names)  # for later: it has nano
+            assert names == ONE_CHOICE[name] and not asked & set(names)  # for later: it has nano
         else:
             assert set(names) <= asked
         for model in models:
@@ -244,15 +232,25 @@ def test_loaders_tell_the_front_end_where_their_files_come_from(name, object_inf
         assert not [m["name"] for m in loader["properties"]["models"] if m["name"] not in note]
 
 
-@pytest.mark.parametrize("name", ["image_to_splat", "image_to_mesh"])
-def test_the_sampler_gives_18_pictures_and_says_why_noise_has_no_views(name, server, object_info):
-    prompt = small_prompt(name, object_info)
+@pytest.mark.parametrize(
+    ("name", "file", "frames"),
+    [
+        ("image_to_splat", 0, 18),
+        ("image_to_mesh", 0, 18),
+        ("sv3d_to_splat", 0, 21),
+        ("sv3d_to_splat", 1, 21),
+    ],
+)
+def test_the_sampler_gives_an_orbit_and_says_why_noise_has_no_views(
+    name, file, frames, server, object_info
+):
+    prompt = small_prompt(name, object_info, file)
     orbit = only(prompt, "V3DSampleOrbit")
     prompt[orbit]["inputs"]["seed"] = len(name)  # nothing cached
     prompt["orbit"] = node("PreviewImage", images=[orbit, 0])
     run = server.run(prompt)
     assert run.ended == "execution_success", run.error
-    assert len(run.outputs["orbit"]["images"]) == 18
+    assert len(run.outputs["orbit"]["images"]) == frames
     assert picture(server, run.outputs["orbit"]["images"][0]).shape == (64, 64, 3)
     assert "V3D Sample Orbit: the frames have no views: " in run.error
     (prepared,) = shown_by(prompt, run, "V3DPrepareImage")
@@ -260,6 +258,9 @@ def test_the_sampler_gives_18_pictures_and_says_why_noise_has_no_views(name, ser
     assert corner == pytest.approx([1, 1, 1])
     assert middle.min() < 0.5
     assert run.previews  # of the orbit while it is sampled
+    if frames == 21:  # SV3D's last frame is the picture itself
+        last = picture(server, run.outputs["orbit"]["images"][-1])
+        assert np.array_equal(last, picture(server, prepared))
 
 
 def test_a_picture_becomes_a_splat_once_the_frames_are_an_orbit(server, object_info):
@@ -325,7 +326,7 @@ def test_core_s_mesh_and_ours_stand_side_by_side(server, object_info):
     assert reports["V3DMeshFromSplat"]["watertight_before"]
 
 
-def test_frames_of_an_sv3d_orbit_become_a_splat(server, all_models):
+def test_sv3ds_picture_becomes_a_splat_once_the_frames_are_its_orbit(server, object_info):
     cameras_module = pack("v3d_core.cameras")
     cameras = cameras_module.orbit_cameras(cameras_module.SV3D_ORBIT, 96, 96)
     with torch.no_grad():
@@ -333,10 +334,8 @@ def test_frames_of_an_sv3d_orbit_become_a_splat(server, all_models):
     views = pack("v3d_core.structures").Views(frames.colours, frames.alphas, cameras)
     pack("v3d_core.formats.views").save_views(server.base / "input" / "sv3d_frames", views)
     source = node("V3DLoadViews", folder="sv3d_frames", split="train")
-    prompt = with_frames_of(small_prompt("sv3d_to_splat", all_models), "VAEDecode", source, {0: 1})
-    for kind in ("ImageOnlyCheckpointLoader", "SV3D_Conditioning", "KSampler"):
-        del prompt[only(prompt, kind)]
-    del prompt[only(prompt, "VideoTriangleCFGGuidance")]
+    prompt = small_prompt("sv3d_to_splat", object_info)
+    prompt = with_frames_of(prompt, "V3DSampleOrbit", source, {0: 1, 1: 0})
     prompt[only(prompt, "RenderSplat")]["inputs"] |= {"width": 96, "height": 96}
     run = server.run(prompt)
     assert run.ended == "execution_success", run.error

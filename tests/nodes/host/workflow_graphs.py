@@ -77,14 +77,17 @@ SVD_XT = model_file(
     "checkpoints",
     f"{HUB}/stabilityai/stable-video-diffusion-img2vid-xt/resolve/main/svd_xt.safetensors",
 )
-SV3D_U = model_file("checkpoints", f"{HUB}/stabilityai/sv3d/resolve/main/sv3d_u.safetensors")
+V3D_FILES = (V3D_CKPT, SVD_XT)
+SV3D_FILES = tuple(
+    model_file("checkpoints", f"{HUB}/stabilityai/sv3d/resolve/main/{name}.safetensors")
+    for name in ("sv3d_u", "sv3d_p")
+)
 BIREFNET = model_file(
     "background_removal",
     f"{HUB}/Comfy-Org/BiRefNet/resolve/main/background_removal/birefnet.safetensors",
 )
 MODELS = {
-    "V3DLoadModel": [V3D_CKPT, SVD_XT],
-    "ImageOnlyCheckpointLoader": [SV3D_U],
+    "V3DLoadModel": [*V3D_FILES, *SV3D_FILES],
     "LoadBackgroundRemovalModel": [BIREFNET],
 }
 # As muted nodes of the front end: bypassed ones make it complain of each run, since Remove
@@ -111,21 +114,19 @@ def frames_from_folder(top: int) -> dict[int, Node]:
     }
 
 
-def picture(
-    size: int, loader: Node, top: int, folder: str = DEMO_PICTURE, background: int = OFF
-) -> dict[int, Node]:
+def picture(size: int, loader: Node, top: int) -> dict[int, Node]:
     """From a sample picture to a prepared one (7, 0), with the loader of the video model as 6.
 
     ComfyUI has no pictures of packs' templates; a shipped folder's first one is there. It needs no
-    `background` removal: its own is flat, and V3D Prepare Image cuts that out by itself.
+    background removal: its own is flat, and V3D Prepare Image cuts that out by itself.
     """
     file, cut_out = {"bg_removal_name": BIREFNET["name"]}, {"image": (3, 0)}
-    titles = ("For photos: background model", "For photos") if background else ("", "")
+    titles = ("For photos: background model", "For photos")
     return {
-        1: Node("V3DLoadViews", 0, {"folder": folder}, {}, top, "Sample picture"),
+        1: Node("V3DLoadViews", 0, {"folder": DEMO_PICTURE}, {}, top, "Sample picture"),
         2: Node("LoadImage", 0, {"image": ""}, {}, top, "Your own picture", OFF),
         3: Node("ImageFromBatch", 1, {}, {"image": (1, 1)}, top + PICTURE),
-        4: Node("LoadBackgroundRemovalModel", 1, file, {}, top, titles[0], background),
+        4: Node("LoadBackgroundRemovalModel", 1, file, {}, top, titles[0], OFF),
         5: Node(
             "RemoveBackground",
             2,
@@ -133,7 +134,7 @@ def picture(
             {"bg_removal_model": (4, 0), **cut_out},
             top,
             titles[1],
-            background,
+            OFF,
         ),
         6: loader,
         7: Node("V3DPrepareImage", 3, {"size": size}, {"image": (3, 0), "mask": (5, 0)}, top + 220),
@@ -141,16 +142,16 @@ def picture(
     }
 
 
-def video_model(column: int, top: int) -> Node:
+def video_model(column: int, top: int, files: tuple[dict, ...] = V3D_FILES) -> Node:
     """V3D Load Model with the model that needs no file; it names the files of the other one."""
-    return Node("V3DLoadModel", column, {"model_name": NANO}, top=top, files=(V3D_CKPT, SVD_XT))
+    return Node("V3DLoadModel", column, {"model_name": NANO}, top=top, files=files)
 
 
-def v3d_orbit(top: int) -> dict[int, Node]:
-    """The same, and the orbit (9) that V3D's model, or the bundled one, makes of it."""
+def model_orbit(top: int, size: int = 512, files: tuple[dict, ...] = V3D_FILES) -> dict[int, Node]:
+    """The same, and the orbit (9) that the model of the files, or the bundled one, makes of it."""
     sources = {"model": (6, 0), "clip_vision": (6, 1), "vae": (6, 2), "image": (7, 0)}
     return {
-        **picture(512, video_model(3, top), top),
+        **picture(size, video_model(3, top, files), top),
         9: Node("V3DSampleOrbit", 4, OWN_NUMBERS, sources, top),
     }
 
@@ -214,7 +215,6 @@ PICTURE_GROUPS = (
     ("Picture", BLUE, (1, 2, 3, 4, 5)),
     ("Video model", PURPLE, (6, 7, 8, 9)),
 )
-SV3D_SAMPLER = {"steps": 50, "cfg": 2.5, "sampler_name": "euler", "scheduler": "karras"}
 NANO_SAMPLER = {"steps": NANO_STEPS, "cfg": NANO_SCALE}
 NANO_SAMPLER |= {"sampler_name": "euler", "scheduler": "karras"}
 
@@ -297,7 +297,7 @@ TEMPLATES = {
     "image_to_splat": Template(
         notes.IMAGE_SPLAT_NOTE,
         {
-            **v3d_orbit(0),
+            **model_orbit(0),
             10: Node("V3DFitSplat", 5, NORMAL, {"views": (9, 1)}),
             **splat_result(11, 6, splat=10, orbit="v3d", views=18),
         },
@@ -312,7 +312,7 @@ TEMPLATES = {
     "image_to_mesh": Template(
         notes.IMAGE_MESH_NOTE,
         {
-            **v3d_orbit(LANE),
+            **model_orbit(LANE),
             10: Node("V3DFitSplat", 5, NORMAL, {"views": (9, 1)}),
             11: Node("V3DMeshFromSplat", 6, {}, {"splat": (10, 0), "views": (10, 2)}, 100),
             **textured_result(12, 7, mesh=11, views=(9, 1), name="V3D_mesh"),
@@ -360,49 +360,17 @@ TEMPLATES = {
     "sv3d_to_splat": Template(
         notes.SV3D_NOTE,
         {
-            **picture(
-                576,
-                Node("ImageOnlyCheckpointLoader", 3, {"ckpt_name": SV3D_U["name"]}, top=940),
-                0,
-                DEMO,
-                background=0,
-            ),
-            8: Node("PreviewImage", 4, {}, {"images": (7, 0)}, 0, "Cut out, centred"),
-            9: Node("VideoTriangleCFGGuidance", 4, {"min_cfg": 1.0}, {"model": (6, 0)}, 550),
-            10: Node(
-                "SV3D_Conditioning",
-                4,
-                {"width": 576, "height": 576, "video_frames": 21, "elevation": 0.0},
-                {"clip_vision": (6, 1), "init_image": (7, 0), "vae": (6, 2)},
-                700,
-            ),
-            11: Node(
-                "KSampler",
-                5,
-                SV3D_SAMPLER,
-                {
-                    "model": (9, 0),
-                    "positive": (10, 0),
-                    "negative": (10, 1),
-                    "latent_image": (10, 2),
-                },
-                550,
-            ),
-            12: Node("VAEDecode", 6, {}, {"samples": (11, 0), "vae": (6, 2)}, 960),
-            13: Node("V3DOrbitCameras", 6, {"orbit": "sv3d"}, {}, 960 + OVER),
-            14: Node("V3DPosedViews", 7, {}, {"images": (12, 0), "cameras": (13, 0)}, 960),
-            15: Node("V3DFitSplat", 8, NORMAL, {"views": (14, 0)}),
-            **splat_result(16, 9, splat=15, orbit="sv3d", views=21),
+            **model_orbit(0, 576, SV3D_FILES),
+            10: Node("V3DFitSplat", 5, NORMAL, {"views": (9, 1)}),
+            **splat_result(11, 6, splat=10, orbit="sv3d", views=21),
         },
         (
-            ("Picture", BLUE, (1, 2, 3, 4, 5)),
-            ("SV3D", PURPLE, (6, 7, 8, 9, 10, 11)),
-            ("Frames and cameras", BLUE, (12, 13, 14)),
-            ("Splat", GREEN, (15, 18)),
-            ("Result", RED, (16, 17, 19, 20)),
+            *PICTURE_GROUPS,
+            ("Splat", GREEN, (10, 13)),
+            ("Result", RED, (11, 12, 14, 15)),
         ),
-        gaps={4: 80, 8: 140, 9: 180},
-        crossings=4,
+        gaps={6: 180},
+        crossings=2,
     ),
     "texture_any_mesh": Template(
         notes.ANY_MESH_NOTE,

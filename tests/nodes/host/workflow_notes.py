@@ -97,15 +97,6 @@ Another splat? Put *Get Splat* in the place of *V3D Fit Splat*. Without views \
 V3D's node looks from around by itself.
 """
 
-SV3D_PICTURE = """### The picture
-The first frame of the demo orbit stands for yours. **Your own**: select *Load Image*, press \
-**Ctrl+M**, which switches it on, drag a picture onto it and connect its `IMAGE` to *Get Image from \
-Batch*. One object, seen from its front at its own \
-height, not cut off. *Remove Background* finds it (`birefnet.safetensors` in \
-`models/background_removal`). Has your picture alpha? Then you may connect *Load Image*'s `MASK` to \
-*V3D Prepare Image* instead and delete the two background nodes.
-"""
-
 PICTURE = """### Your own picture
 Select *Load Image* and press **Ctrl+M**, which switches it on; drag the picture onto it and connect \
 its `IMAGE` to *Get Image from Batch*. One object, seen from its front at its own height, not cut \
@@ -114,9 +105,10 @@ off. A flat background is cut out by *V3D Prepare Image*. **A photo**: put [bire
 switches them on. Has your picture alpha? Then connect *Load Image*'s `MASK` to *V3D Prepare Image*.
 """
 
-NANO = """It runs as it is with *V3D-nano*, a small video model that comes with V3D: no file to \
+NANO_FOR = """It runs as it is with *V3D-nano*, a small video model that comes with V3D: no file to \
 download, no GPU needed. **V3D-nano is a demonstration**: 128 px, soft, its colours in blots, and all \
-it knows are simple toys. **For real pictures choose `V3D.ckpt` in *V3D Load Model***"""
+it knows are simple toys. **For real pictures choose `{}` in *V3D Load Model***"""
+NANO = NANO_FOR.format("V3D.ckpt")
 
 ONE_CHOICE = f"""### The model
 {NANO}; nothing else has to be changed: 0 as `steps` and `scale` in *V3D Sample Orbit* is what the \
@@ -219,21 +211,28 @@ budget of faces. Your mesh is light and has uvs you like? Set `faces` to 0, or d
 The mask `unseen` marks it in the texture: a start for inpainting.
 """
 
-SV3D_NOTE = f"""## SV3D's orbit to a Gaussian splat
-Core's nodes sample 21 frames with Stability AI's SV3D_u; V3D only prepares the picture and fits \
-the splat.
+SV3D_NOTE = f"""## One picture to a Gaussian splat, by SV3D
+As *image_to_splat*, for the models of Stability AI's SV3D: 21 frames of 576 px with the cameras they \
+were trained with. Two cores without a GPU take about a minute with V3D-nano.
 
-{SV3D_PICTURE}
+### The model
+{NANO_FOR.format("sv3d_u` or `sv3d_p")}; nothing else has to be changed: 0 as `steps` and `scale` in \
+*V3D Sample Orbit* is what the model was made for.
+
 ### One model file, in `models/checkpoints`
-[sv3d_u.safetensors](https://huggingface.co/stabilityai/sv3d), Stability AI's licence; its page \
-asks you to log in and agree before you download. No file of V3D is needed.
+* [sv3d_u.safetensors](https://huggingface.co/stabilityai/sv3d): the orbit stays at the height that \
+the picture was taken from.
+* [sv3d_p.safetensors](https://huggingface.co/stabilityai/sv3d): is told that height, `elevation` among \
+the advanced inputs of *V3D Sample Orbit*.
 
+Each holds all that is needed. Stability AI's licence; the page asks you to log in and agree before you \
+download.
+
+{PICTURE}
 ### The cameras
-`sv3d` in V3D Orbit Cameras are those of SV3D_u: 21 frames, the last one shows the input picture. \
-For **sv3d_p.safetensors** choose `sv3d_p` and give it the elevation of SV3D_Conditioning: that node \
-asks for other cameras, with the input picture first and last.
-
-Is the splat inside out? Then the orbit goes the other way: `custom`, 21 views, radius 3.8, fov \
-33.8, azimuth -17 and `clockwise`.
+SV3D's orbit ends with the input picture, V3D's begins with it. Is the splat inside out? Then the \
+orbit goes the other way: give `images` to *V3D Posed Views* with *V3D Orbit Cameras* set to `custom`, \
+21 views, radius 3.8, fov 33.8, azimuth -17 and `clockwise`. Frames of core's own SV3D nodes enter \
+there, too, with `sv3d` or `sv3d_p`.
 
 {QUALITY}"""
