@@ -11,6 +11,7 @@ out what lay on the device before.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import math
 import statistics
@@ -22,7 +23,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from v3d_core.diffusion.conditioning import Conditioning, ConditioningConfig
+from v3d_core.diffusion.conditioning import Conditioning
 from v3d_core.diffusion.diffusers_backend import (
     DiffusersModel,
     build_image_encoder,
@@ -30,10 +31,12 @@ from v3d_core.diffusion.diffusers_backend import (
     build_vae,
 )
 from v3d_core.diffusion.edm import SamplerConfig, initial_noise
+from v3d_core.diffusion.families import FAMILIES, V3D, OrbitFamily
 from v3d_core.diffusion.guidance import Guidance
 from v3d_core.diffusion.layout import ClipShape, UNetShape, VaeShape
-from v3d_core.diffusion.orbit import OrbitConfig, sample_orbit
+from v3d_core.diffusion.orbit import sample_orbit
 from v3d_core.diffusion.sampler import sample_euler
+from v3d_core.diffusion.settings import chosen_config
 from v3d_core.report import environment
 
 TINY = (
@@ -177,14 +180,15 @@ def compare_decoding(model, latents, meter) -> dict:
     return rows
 
 
-def run_whole(networks, device, image, steps, meter, offloads, slices) -> dict:
+def run_whole(networks, family: OrbitFamily, device, image, steps, meter, offloads, slices) -> dict:
     """sample_orbit from picture to frames: seconds and peak for each way to save memory."""
     rows = {}
     for offload in offloads:
         home = torch.device("cpu") if offload else device
-        model = DiffusersModel(*(n.to(home) for n in networks), device=device, offload=offload)
+        moved = (network.to(home) for network in networks)
+        model = DiffusersModel(*moved, device=device, offload=offload, family=family)
         for frames in slices:
-            config = OrbitConfig(SamplerConfig(steps=steps), decode_frames=frames)
+            config, _ = chosen_config(family, steps=steps, decode_frames=frames)
             result, seconds, peak, _ = meter.run(
                 lambda config=config, model=model: sample_orbit(model, image, config, 0)
             )
@@ -200,8 +204,12 @@ def main() -> None:
     """Measure everything that the device's memory allows."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--size", type=int, default=512)
-    parser.add_argument("--steps", type=int, default=25)
+    parser.add_argument("--size", type=int, help="px; the model's own by default")
+    parser.add_argument("--steps", type=int, help="the model's own by default")
+    kinds = {family.name.lower(): family for family in FAMILIES}
+    parser.add_argument(
+        "--model", choices=tuple(kinds), default="v3d", help="SV3D: whole orbits only"
+    )
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--tiny", action="store_true")
     parser.add_argument("--skip-parts", action="store_true", help="only the whole orbits")
@@ -211,9 +219,12 @@ def main() -> None:
     device = torch.device(options.device)
     dtype = torch.float16 if device.type == "cuda" else torch.float32
     torch.manual_seed(0)
+    family = kinds[options.model]
+    options.size, options.steps = options.size or family.size, options.steps or family.steps
     unet_shape, vae_shape, clip_shape = (
         TINY if options.tiny else (UNetShape(), VaeShape(), ClipShape())
     )
+    unet_shape = dataclasses.replace(unet_shape, vector_channels=family.vector_channels)
     unet = random_weights(build_unet(unet_shape), device, dtype)
     vae = random_weights(build_vae(vae_shape), device, torch.float32)
     vae.decoder.to(dtype)
@@ -222,15 +233,15 @@ def main() -> None:
     clip = random_weights(clip, device, dtype)
     clip.vision_model.embeddings.position_ids = positions.to(device)
     meter = Meter(device)
-    model = DiffusersModel(unet, vae, clip, device=device)
+    model = DiffusersModel(unet, vae, clip, device=device, family=family)
     image = torch.rand(1, options.size, options.size, 3)
-    config = ConditioningConfig()
+    config = chosen_config(family)[0].conditioning
     condition = model.condition(image, config, 0)
     noise = initial_noise((config.num_frames, 4, options.size // 8, options.size // 8), 0).to(
         device
     )
     results: dict = {"environment": environment(device), "options": vars(options) | {"out": ""}}
-    if not options.skip_parts:
+    if not options.skip_parts and family == V3D:
         results["sampling"] = compare_sampling(
             model, condition, options.steps, noise, meter, options.repeats
         )
@@ -249,7 +260,7 @@ def main() -> None:
     offloads = (False, True) if device.type == "cuda" else (False,)
     count = config.num_frames
     results["orbit"] = run_whole(
-        (unet, vae, clip), device, image, options.steps, meter, offloads, (count, 4, 1)
+        (unet, vae, clip), family, device, image, options.steps, meter, offloads, (count, 4, 1)
     )
     print(json.dumps(results["orbit"], indent=1))
     options.out.write_text(json.dumps(results, indent=2, default=str) + "\n")

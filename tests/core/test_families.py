@@ -273,6 +273,14 @@ def test_sv3d_p_turns_with_its_angles(models):
     assert torch.equal(flat, again)  # nothing is left of the other call
 
 
+def test_two_models_on_one_network_do_not_add_up(models, backend):
+    once = models["sv3d_p"]
+    again = backend.DiffusersModel(once.unet, once.vae, once.image_encoder, CPU, family=SV3D_P)
+    config, x = chosen_config(SV3D_P, **FEW)[0], torch.ones(5, 4, 8, 8)
+    with torch.inference_mode():
+        assert torch.equal(denoised(again, config, x, 2.0), denoised(once, config, x, 2.0))
+
+
 def test_an_orbit_of_sv3d_ends_with_the_picture_itself(models):
     config, _ = chosen_config(SV3D_P, **FEW)
     frames = sample_orbit(models["sv3d_p"], picture(), config, 1).frames

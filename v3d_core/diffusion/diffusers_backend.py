@@ -63,7 +63,7 @@ class DiffusersModel:
         """Take finished networks; with `offload` each is on the device only while it works."""
         self.family = family
         # diffusers knows SVD's three numbers only, the same for all frames
-        self._vectors = None if family == V3D else FrameVectors(unet)
+        self._vectors = None if family == V3D else FrameVectors.of(unet)
         self.unet, self.vae, self.image_encoder = unet, vae, image_encoder
         self.device = device
         vae_parts: list[Any] = [vae.encoder, vae.decoder]

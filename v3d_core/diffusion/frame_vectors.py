@@ -12,12 +12,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+_KEPT = "v3d_frame_vectors"  # attribute of the network
+
 
 class FrameVectors:
     """The vectors of the next calls of one UNetSpatioTemporalConditionModel."""
 
+    @classmethod
+    def of(cls, unet: Any) -> FrameVectors:
+        """Those of a network, which is hooked into once, for good."""
+        if not hasattr(unet, _KEPT):
+            setattr(unet, _KEPT, cls(unet))
+        return getattr(unet, _KEPT)
+
     def __init__(self, unet: Any) -> None:
-        """Hook into the network, for good."""
         self._vectors = self._embedded = torch.zeros(0)
         unet.add_time_proj.register_forward_hook(self._ignore_numbers)
         unet.add_embedding.register_forward_hook(self._embed)
