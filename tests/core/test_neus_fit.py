@@ -359,6 +359,7 @@ def test_one_view_is_refused(few):
         ({"rays": 0}, "rays must be at least 1, got 0"),
         ({"resolution": 8}, "at least 16 px, got 8"),
         ({"start": "cube"}, r"one of \('hull', 'sphere'\), got 'cube'"),
+        ({"membrane_level": 1.1}, r"membrane_level must lie in \[0, 1\], got 1.1"),
         ({"trimmed": 1.0}, r"trimmed must lie in \[0, 1\), got 1"),
         ({"surface_share": -0.1}, r"surface_share must lie in \[0, 1\), got -0.1"),
     ],
@@ -377,7 +378,8 @@ def test_presets_are_chosen_by_name_and_device():
         neus_preset("fine", "cpu")
     calmer = for_aligned_frames(NEUS_PRESETS["draft"])
     assert (calmer.mask_misses, calmer.smoothness_weight, calmer.steps) == (1, 0.03, 800)
-    bold = NeusFitConfig(mask_misses=2, smoothness_weight=0.1)
+    assert calmer.membrane_level == 0.3
+    bold = NeusFitConfig(mask_misses=2, smoothness_weight=0.1, membrane_level=0.4)
     assert for_aligned_frames(bold) == bold  # what asks for more is kept
     changed = NEUS_PRESETS["draft"].with_changes(steps=7, rays=None)
     assert changed == dataclasses.replace(NEUS_PRESETS["draft"], steps=7)

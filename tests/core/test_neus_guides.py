@@ -96,6 +96,20 @@ def test_normals_that_came_with_the_views_are_kept():
     assert seen.norm(dim=-1)[views.masks == 0].max() == pytest.approx(0.0)
 
 
+@pytest.mark.parametrize("between, expected", [(False, [4]), (True, [4, 4])])
+def test_a_splat_is_drawn_once_for_its_depth_and_its_normals(between, expected):
+    """Its depth takes seconds on a CPU."""
+    drawn = []
+
+    def render(splats, cameras, background):
+        drawn.append(len(cameras))
+        return render_sphere(splats, cameras, background)
+
+    views = sphere_views(orbit_cameras(Orbit(num_views=4), 32, 32))
+    guided(views, None, render, normals=True, between=between)
+    assert drawn == expected
+
+
 def test_guides_give_the_depth_of_every_view_that_is_fitted():
     views = sphere_views(orbit_cameras(Orbit(num_views=4), 32, 32))
     same, depths = guided(views, None, render_sphere)

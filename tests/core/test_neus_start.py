@@ -7,8 +7,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from v3d_core.cameras import camera_rays, intrinsics_from_fov, look_at, resize_cameras
-from v3d_core.neus.config import NeusFitConfig
+from v3d_core.cameras import (
+    Orbit,
+    camera_rays,
+    intrinsics_from_fov,
+    look_at,
+    orbit_cameras,
+    resize_cameras,
+)
+from v3d_core.neus.config import ALIGNED_MEMBRANE, NeusFitConfig
 from v3d_core.neus.start import (
     CLEARANCE,
     carve_in_front_of,
@@ -36,9 +43,9 @@ def cameras_around(count, size=64, target=(0.0, 0.0, 0.0)):
     return Cameras(poses, K, size, size)
 
 
-def views_of_ball(radius, count=24, centre=(0.0, 0.0, 0.0)):
+def views_of_ball(radius, count=24, centre=(0.0, 0.0, 0.0), cameras=None):
     """Exact silhouettes, not antialiased."""
-    cameras = cameras_around(count, target=centre)
+    cameras = cameras_around(count, target=centre) if cameras is None else cameras
     origins, directions = camera_rays(cameras)
     offset, directions = origins - torch.tensor(centre), F.normalize(directions, dim=-1)
     off_axis = torch.linalg.cross(offset, directions).norm(dim=-1)
@@ -113,6 +120,21 @@ def test_one_wrong_mask_is_forgiven_if_it_may_be():
     whole = solid(views, 0)
     assert solid(wrong, 0) < 0.6 * whole
     assert solid(wrong, 1) == pytest.approx(whole, rel=0.1)
+
+
+def test_a_higher_membrane_leaves_less_of_what_no_view_saw_and_all_that_is_seen():
+    """Cameras that all look down leave a cone under a ball; higher levels cut more of it."""
+    views = views_of_ball(0.5, cameras=orbit_cameras(Orbit(num_views=12, elevation_deg=20), 64, 64))
+    cones, seen = [], []
+    for level in (0.0, NeusFitConfig().membrane_level, ALIGNED_MEMBRANE, 0.5):
+        start = start_shape(views, dataclasses.replace(CONFIG, membrane_level=level))
+        cell, solid = 2 * start.half_size / 48, start.distance < 0
+        off = cell_centres(start).norm(dim=-1)
+        cones.append(float((solid & (off > 0.5)).sum()) * cell**3)
+        belt = (off < 0.45) & (cell_centres(start)[..., 1].abs() < 0.2)
+        seen.append(float((solid & belt).sum() / belt.sum()))
+    assert cones[0] > cones[1] > cones[2] > cones[3]
+    assert min(seen) == 1
 
 
 def test_distance_to_a_wall_is_exact_in_spite_of_the_blur():

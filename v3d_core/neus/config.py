@@ -21,6 +21,7 @@ class NeusFitConfig:
     # start
     start: str = "hull"  # hull: signed distance of the visual hull; sphere: as V3D
     mask_misses: int = 0  # masks that may be wrong about a point; 1 for frames that disagreed
+    membrane_level: float = 0.2  # how boldly the start is cut where no view saw it; 0 = not at all
     start_resolution: int = 128  # cells along the cube for that distance and for finding surfaces
     band: float = 0.075  # distance outside the start within which surfaces are looked for
     sphere_radius: float = 0.5  # of the start "sphere"
@@ -71,6 +72,8 @@ class NeusFitConfig:
             )
         if self.mask_misses < 0:
             raise ValueError(f"mask_misses must not be negative, got {self.mask_misses}")
+        if not 0 <= self.membrane_level <= 1:
+            raise ValueError(f"membrane_level must lie in [0, 1], got {self.membrane_level:g}")
         if self.start not in START_CHOICES:
             raise ValueError(f"start must be one of {START_CHOICES}, got {self.start!r}")
         if self.resolution < 0 or 0 < self.resolution < 16:
@@ -102,6 +105,7 @@ GPU_NEUS_PRESETS: dict[str, NeusFitConfig] = {
 
 # Frames that disagreed still do so by a pixel or two once they are aligned; that is no relief.
 ALIGNED_MISSES = 1
+ALIGNED_MEMBRANE = 0.3  # a hull that forgives is also fatter where nobody looks
 ALIGNED_SMOOTHNESS = 0.03
 
 
@@ -125,5 +129,6 @@ def for_aligned_frames(config: NeusFitConfig) -> NeusFitConfig:
     """
     return config.with_changes(
         mask_misses=max(config.mask_misses, ALIGNED_MISSES),
+        membrane_level=max(config.membrane_level, ALIGNED_MEMBRANE),
         smoothness_weight=max(config.smoothness_weight, ALIGNED_SMOOTHNESS),
     )

@@ -24,6 +24,7 @@ COARSE_CELLS = 128  # along the cube, to find the box around the surface
 COARSE_TOP = 4  # of these, along the side of the cubes that finding it starts from
 LARGEST_STEP = 0.5  # voxels; a vertex is farther from the surface only where the field is broken
 LEAST_COSINE = 0.3  # between a face before and after a step; turned more, it would fold
+MOST_FACES_ON_CUDA = 1 << 22  # cleaned and finished there: about 1 GB of temporaries
 STAGES = {"search": 0.05, "distances": 0.5, "cubes": 0.2, "clean": 0.1, "vertices": 0.15}
 
 
@@ -107,12 +108,13 @@ def extract_mesh(
         samples = SparseDistances(_within_cube(field), lattice, bar.stage("distances", text))
         vertices, faces = march(samples, bar.stage("cubes", "Marching cubes"))
         del samples
-        mesh = _clean(Mesh(vertices, faces), config, bar.stage("clean", "Cleaning the surface"))
+        mesh = Mesh(vertices, faces).to(_workplace(field, len(faces)))
+        mesh = _clean(mesh, config, bar.stage("clean", "Cleaning the surface"))
         if not len(mesh.faces):
             raise ValueError(_no_surface(field))
         mesh = _finish(mesh, field, lattice.voxel, config, bar.stage("vertices", "Vertices"))
     bar.done(f"Mesh of {len(mesh.faces):,} faces")
-    return mesh
+    return mesh.to("cpu")
 
 
 def require_resolution(resolution: int) -> None:
@@ -157,12 +159,29 @@ def _within_cube(field: Field) -> Distances:
     return distances
 
 
+def _workplace(field: Field, faces: int) -> torch.device:
+    """Where a mesh is cleaned and finished: on CUDA with the field, unless it would fill it."""
+    fits = field.device.type == "cuda" and faces <= MOST_FACES_ON_CUDA
+    return field.device if fits else torch.device("cpu")
+
+
 def _clean(mesh: Mesh, config: ExtractConfig, tick: Tick) -> Mesh:
     mesh = largest_solids(
         mesh, config.min_component_share, config.max_components, lambda: tick(0.3)
     )
     tick(0.6)
+    if mesh.device.type == "cuda" and not has_shared_edges(mesh.faces):
+        return mesh  # the usual case, found out in milliseconds there
     return split_shared_edges(mesh)
+
+
+def has_shared_edges(faces: Tensor) -> bool:  # [M, 3]
+    """Whether more than two faces meet at any edge."""
+    if not len(faces):
+        return False
+    sides = torch.cat([faces, faces.roll(-1, 1)], dim=-1).view(-1, 2, 3)
+    codes = (sides.amin(1) * (faces.max() + 1) + sides.amax(1)).flatten().sort().values
+    return bool((codes[2:] == codes[:-2]).any())
 
 
 def _finish(mesh: Mesh, field: Field, voxel: float, config: ExtractConfig, tick: Tick) -> Mesh:
@@ -183,10 +202,11 @@ def _finish(mesh: Mesh, field: Field, voxel: float, config: ExtractConfig, tick:
         points = vertices[some].to(field.device)
         _, gradients = field.sdf_and_gradient(points)
         gradients = gradients.detach()
-        normals[some] = gradients.cpu()
+        normals[some] = gradients.to(normals.device)
         if colours is not None:
             with torch.no_grad():
-                colours[some] = field.colours(points, gradients).detach().clamp(0, 1).cpu()
+                shades = field.colours(points, gradients).detach().clamp(0, 1)
+            colours[some] = shades.to(colours.device)
         tick(share + min(1.0, (start + batch) / len(vertices)) / passes)
     mesh = dataclasses.replace(mesh, vertices=vertices, vertex_colours=colours)
     lengths = normals.norm(dim=-1, keepdim=True)
@@ -218,7 +238,7 @@ def newton_step(
         from_face = half_size - (points - centre).abs().amax(dim=-1, keepdim=True)
         step = torch.where(from_face > -sdf[:, None], step, 0.0)
         on_surface = centre + (points - step - centre).clamp(-half_size, half_size)
-        moved[start : start + batch] = on_surface.cpu()
+        moved[start : start + batch] = on_surface.to(moved.device)
         tick(min(1.0, (start + batch) / len(vertices)))
     return moved
 
@@ -232,7 +252,7 @@ def keep_unfolded(
     """`moved`, but vertices of faces that would turn by more than `LEAST_COSINE` allows stay."""
     result = moved
     while True:
-        folded = torch.zeros(len(vertices), dtype=torch.bool)
+        folded = torch.zeros(len(vertices), dtype=torch.bool, device=faces.device)
         for some in faces.split(FACES_PER_BATCH):
             before, after = _normal(vertices[some]), _normal(result[some])
             along = (before * after).sum(dim=-1)

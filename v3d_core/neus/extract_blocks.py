@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,7 +19,9 @@ from torch import Tensor
 
 LEAF = 4  # lattice cells along the side of a leaf
 TOP = 32  # lattice cells along the side of the cubes that refining starts from
-BLOCK = 64  # lattice cells along the side of what is marched at once: 1 MB
+BLOCK = 32  # lattice cells along the side of what is marched at once: small ones skip more air
+BATCH = 8  # blocks put together at once: 1 MB
+BATCH_ON_CUDA = 256  # few launches for some 200 MB of temporaries
 SLACK = 1.5  # how much larger than the true distance the field's may be
 FAR = 2.0  # voxels; distances are held up to this, larger ones make no vertex
 NEAR = 1e-3  # voxels; smaller ones would give triangles without area
@@ -59,19 +61,22 @@ class Lattice:
 
 
 class SparseDistances:
-    """Distances of a field at the samples of a lattice, where its surface may be."""
+    """Distances of a field at the samples of a lattice, where its surface may be.
+
+    All of it lies where the field computes: on CUDA only what is marched crosses the bus.
+    """
 
     def __init__(self, distances: Distances, lattice: Lattice, tick: Tick) -> None:
         """Evaluate the field around its surface; `tick` is told several times a second."""
         self.lattice, self._distances = lattice, distances
-        coords, signs = refine(distances, lattice, TOP, LEAF, lambda: tick(0.0))
-        self._signs = signs.cpu().numpy()
-        dims = self._signs.shape
-        self._index = np.full(dims, -1, np.int32)  # place of a leaf among the values; -1: not held
-        self._coords = np.zeros((0, 3), np.int32)
-        self._values = np.zeros((0, LEAF**3), np.float32)
-        new = np.concatenate([coords.cpu().numpy().astype(np.int32), self._torn_leaves()])
-        new = np.unique(new, axis=0)
+        device = lattice.origin.device
+        coords, self._signs = refine(distances, lattice, TOP, LEAF, lambda: tick(0.0))
+        self._dims = torch.tensor(self._signs.shape, device=device)
+        # place of a leaf among the values; -1: not held
+        self._index = torch.full(self._signs.shape, -1, dtype=torch.int32, device=device)
+        self._coords = coords[:0]
+        self._values = torch.zeros(0, LEAF**3, device=device)
+        new = self._sorted(torch.cat([coords, self._torn_leaves()]))
         share = 0.0
         while len(new):
             # later rounds only add what the surface was found to leave into
@@ -82,35 +87,64 @@ class SparseDistances:
     def __len__(self) -> int:
         return len(self._values)
 
-    def blocks(self) -> list[tuple[int, int, int]]:
-        """Corners (in samples) of the blocks that hold any leaf."""
-        corners = np.unique(self._coords // (BLOCK // LEAF), axis=0) * BLOCK
-        # the last cells of a block need samples of the next one
-        before = np.unique(np.concatenate([corners - BLOCK * np.array(o) for o in _LOWER]), axis=0)
-        return [(x, y, z) for x, y, z in before[(before >= 0).all(axis=1)].tolist()]
+    def crossed_blocks(self, tick: Tick) -> Iterator[tuple[tuple[int, int, int], np.ndarray]]:
+        """Corners, in samples, and distances of the blocks that the surface passes through.
 
-    def block(self, corner: tuple[int, int, int]) -> np.ndarray:  # [65, 65, 65] at most
-        """Distances in voxels, within +-`FAR`, at the samples of a block and its far faces."""
-        side = BLOCK // LEAF + 1
-        x, y, z = (c // LEAF for c in corner)
-        window = np.s_[x : x + side, y : y + side, z : z + side]
-        index, signs = self._index[window], self._signs[window]
-        held = self._values[np.maximum(index, 0)]
-        values = np.where((index >= 0)[..., None], held, FAR * signs[..., None].astype(np.float32))
-        a, b, c = index.shape
-        cube = values.reshape(a, b, c, LEAF, LEAF, LEAF).transpose(0, 3, 1, 4, 2, 5)
-        cube = cube.reshape(LEAF * a, LEAF * b, LEAF * c)
-        return np.ascontiguousarray(cube[: BLOCK + 1, : BLOCK + 1, : BLOCK + 1])
+        Distances are in voxels, within +-`FAR`, at the samples of a block and its far faces.
+        [BLOCK + 1, BLOCK + 1, BLOCK + 1]
+        """
+        corners = self._corners()
+        done, batch = 0, BATCH_ON_CUDA if corners.is_cuda else BATCH
+        for some in corners.split(batch):
+            values = self._blocks(some)
+            flat = values.flatten(1)
+            crossed = (flat.amin(dim=1) < 0) & (flat.amax(dim=1) > 0)
+            tick(done / len(corners))
+            places, cubes = some[crossed].tolist(), values[crossed].cpu().numpy()
+            for (x, y, z), cube in zip(places, cubes, strict=True):
+                yield (x, y, z), cube
+                tick(done / len(corners))
+            done += len(some)
 
-    def _add(self, coords: np.ndarray, tick: Tick) -> None:
+    def _corners(self) -> Tensor:  # [N, 3]
+        # of the blocks that hold any leaf; their last cells need samples of the next ones
+        side = BLOCK // LEAF
+        lower = torch.cartesian_prod(*[torch.arange(2, device=self._coords.device)] * 3)
+        own = self._sorted(self._coords // side)
+        before = (own[:, None] - lower).reshape(-1, 3)
+        return self._sorted(before[(before >= 0).all(dim=-1)]) * BLOCK
+
+    def _blocks(self, corners: Tensor) -> Tensor:  # [N, 3] -> [N, BLOCK + 1, ...]
+        side, device = BLOCK // LEAF + 1, corners.device
+        window = torch.cartesian_prod(*[torch.arange(side, device=device)] * 3)
+        leaves = corners[:, None] // LEAF + window  # [N, side^3, 3]
+        beyond = (leaves >= self._dims).any(dim=-1)
+        place = leaves.minimum(self._dims - 1).unbind(-1)
+        index = self._index[place]
+        signs = self._signs[place].masked_fill(beyond, 1)  # beyond the lattice is air
+        values = self._values[index.clamp_min(0).long()]
+        known = (index >= 0) & ~beyond
+        values = torch.where(known[..., None], values, FAR * signs[..., None].float())
+        cubes = values.view(-1, side, side, side, LEAF, LEAF, LEAF).permute(0, 1, 4, 2, 5, 3, 6)
+        cubes = cubes.reshape(-1, *[LEAF * side] * 3)
+        return cubes[:, : BLOCK + 1, : BLOCK + 1, : BLOCK + 1]
+
+    def _sorted(self, places: Tensor) -> Tensor:  # [N, 3] -> [M, 3]
+        # each place of the grid of leaves once, x slowest
+        _, rows, columns = self._signs.shape
+        codes = ((places[:, 0] * rows + places[:, 1]) * columns + places[:, 2]).unique()
+        row = codes // columns
+        return torch.stack([row // rows, row % rows, codes % columns], dim=-1)
+
+    def _add(self, coords: Tensor, tick: Tick) -> None:
         # evaluate the samples of these leaves
         lattice, device = self.lattice, self.lattice.origin.device
         inner = torch.cartesian_prod(*[torch.arange(LEAF, device=device)] * 3)
         ends = torch.tensor(lattice.cells, device=device)
-        values = np.empty((len(coords), LEAF**3), np.float32)
+        values = torch.empty(len(coords), LEAF**3, device=device)
         batch = batch_size(device) // LEAF**3
         for start in range(0, len(coords), batch):
-            some = torch.from_numpy(coords[start : start + batch]).to(device)
+            some = coords[start : start + batch]
             samples = (some[:, None] * LEAF + inner).reshape(-1, 3)
             scaled = self._distances(lattice.points(samples)) / lattice.voxel
             # the outermost samples are air, so that no surface can leave the lattice open
@@ -118,47 +152,40 @@ class SparseDistances:
             scaled = torch.where(edge, scaled.clamp_min(NEAR), scaled).clamp(-FAR, FAR)
             small = torch.where(scaled < 0, -NEAR, NEAR)
             scaled = torch.where(scaled.abs() < NEAR, small, scaled)
-            values[start : start + batch] = scaled.reshape(-1, LEAF**3).cpu().numpy()
+            values[start : start + batch] = scaled.reshape(-1, LEAF**3)
             tick(min(1.0, (start + batch) / len(coords)))
-        self._index[tuple(coords.T)] = np.arange(len(self), len(self) + len(coords))
-        self._coords = np.concatenate([self._coords, coords])
-        self._values = np.concatenate([self._values, values])
+        numbers = torch.arange(len(coords), dtype=torch.int32, device=device) + len(self)
+        self._index[coords.unbind(-1)] = numbers
+        self._coords = torch.cat([self._coords, coords])
+        self._values = torch.cat([self._values, values])
 
-    def _torn_leaves(self) -> np.ndarray:  # [N, 3]
+    def _torn_leaves(self) -> Tensor:  # [N, 3]
         # neighbours of opposite sign that refining gave up: the field overstates its distances
-        torn = np.zeros(self._signs.shape, bool)
-        for axis in range(3):
-            lower = [slice(None)] * 3
-            upper = [slice(None)] * 3
-            lower[axis], upper[axis] = slice(None, -1), slice(1, None)
-            a, b = self._signs[tuple(lower)], self._signs[tuple(upper)]
-            differs = a * b < 0
-            torn[tuple(lower)] |= differs
-            torn[tuple(upper)] |= differs
-        return np.argwhere(torn).astype(np.int32)
+        torn = torch.zeros_like(self._signs, dtype=torch.bool)
+        for axis, size in enumerate(self._signs.shape):
+            lower, upper = (self._signs.narrow(axis, start, size - 1) for start in (0, 1))
+            differs = lower * upper < 0
+            for start in (0, 1):
+                torn.narrow(axis, start, size - 1).logical_or_(differs)
+        return torch.nonzero(torn)
 
-    def _entered_from(self, coords: np.ndarray) -> np.ndarray:  # [N, 3] -> [M, 3]
+    def _entered_from(self, coords: Tensor) -> Tensor:  # [N, 3] -> [M, 3]
         """Leaves that are not held though the surface passes from these ones into them."""
-        inside = self._values[self._index[tuple(coords.T)]].reshape(-1, LEAF, LEAF, LEAF) < 0
+        inside = self._values[self._index[coords.unbind(-1)].long()].view(-1, LEAF, LEAF, LEAF) < 0
         sides = {}  # for each outer layer: whether it has samples inside, and outside
         for axis, (step, layer) in itertools.product(range(3), ((-1, 0), (1, LEAF - 1))):
-            values = inside.take(layer, axis=axis + 1).reshape(len(coords), -1)
-            sides[axis, step] = values.any(axis=1), ~values.all(axis=1)
+            values = inside.select(axis + 1, layer).flatten(1)
+            sides[axis, step] = torch.stack([values.any(dim=1), ~values.all(dim=1)])
         found = []
         for offset in _OFFSETS:
             layers = [sides[axis, step] for axis, step in enumerate(offset) if step]
-            any_inside = np.logical_and.reduce([layer[0] for layer in layers])
-            any_outside = np.logical_and.reduce([layer[1] for layer in layers])
-            there = coords + np.array(offset, np.int32)
-            valid = ((there >= 0) & (there < self._index.shape)).all(axis=1)
-            there, any_inside, any_outside = there[valid], any_inside[valid], any_outside[valid]
-            place = tuple(there.T)
-            crossed = np.where(self._signs[place] > 0, any_inside, any_outside)
-            found.append(there[(self._index[place] < 0) & crossed])
-        return np.unique(np.concatenate(found), axis=0)
-
-
-_LOWER = list(itertools.product((0, 1), repeat=3))  # a block and those whose far faces touch it
+            any_inside, any_outside = torch.stack(layers).all(dim=0)
+            there = coords + coords.new_tensor(offset)
+            valid = ((there >= 0) & (there < self._dims)).all(dim=1)
+            place = there.clamp_min(0).minimum(self._dims - 1).unbind(-1)
+            crossed = torch.where(self._signs[place] > 0, any_inside, any_outside)
+            found.append(there[valid & (self._index[place] < 0) & crossed])
+        return self._sorted(torch.cat(found))
 
 
 def batch_size(device: torch.device) -> int:
@@ -222,12 +249,7 @@ def march(samples: SparseDistances, tick: Tick) -> tuple[Tensor, Tensor]:  # [N,
     lattice = samples.lattice
     _, rows, columns = (count + 1 for count in lattice.cells)
     keys, places, faces, count = [], [], [], 0
-    corners = samples.blocks()
-    for number, corner in enumerate(corners):
-        values = samples.block(corner)
-        tick(number / len(corners))
-        if min(values.shape) < 2 or values.min() >= 0 or values.max() <= 0:
-            continue
+    for corner, values in samples.crossed_blocks(tick):
         local, triangles, _, _ = marching_cubes(values, 0.0)
         whole = np.floor(local)
         broken = local > whole

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..cameras import camera_rays
 from ..images import unpremultiply
-from ..rendering import RenderFn
+from ..rendering import RenderedMaps, RenderFn
 from ..structures import Cameras, GaussianSplats, Views
 from ..visual_hull import seen_volume
 
@@ -31,7 +31,10 @@ BLACK = (0.0, 0.0, 0.0)
 @torch.no_grad()
 def views_of_splats(splats: GaussianSplats, cameras: Cameras, render: RenderFn) -> Views:
     """Pictures, coverage and normals of a splat, as if they had been taken."""
-    seen = render(splats, cameras, BLACK)
+    return _as_views(render(splats, cameras, BLACK), cameras)
+
+
+def _as_views(seen: RenderedMaps, cameras: Cameras) -> Views:
     normals = normals_from_depth(seen.depths, seen.alphas, cameras)
     return Views(unpremultiply(seen.colours, seen.alphas), seen.alphas, cameras, normals=normals)
 
@@ -56,11 +59,16 @@ def guided(
     Returns:
         The views to fit, and the splat's depth in each of them [V, H, W].
     """
+    seen = render(splats, views.cameras, BLACK)  # once: on a CPU it takes seconds
+    depths = seen.depths
     if normals:
-        views = with_normals_of_splats(views, splats, render)
+        views = _with_normals(views, seen)
     if between:
-        views = with_views_between(views, splats, render)
-    return views, render(splats, views.cameras, BLACK).depths
+        cameras = cameras_between(views.cameras)
+        seen = render(splats, cameras, BLACK)
+        views = _joined(views, _as_views(seen, cameras))
+        depths = torch.cat([depths, seen.depths])
+    return views, depths
 
 
 def with_views_between(views: Views, splats: GaussianSplats, render: RenderFn) -> Views:
@@ -68,7 +76,10 @@ def with_views_between(views: Views, splats: GaussianSplats, render: RenderFn) -
 
     Normals are kept where the views have some; the others then get those of the splat's depth.
     """
-    between = views_of_splats(splats, cameras_between(views.cameras), render)
+    return _joined(views, views_of_splats(splats, cameras_between(views.cameras), render))
+
+
+def _joined(views: Views, between: Views) -> Views:
     joined = {
         "images": torch.cat([views.images, between.images]),
         "masks": torch.cat([views.masks, between.masks]),
@@ -91,10 +102,15 @@ def with_normals_of_splats(views: Views, splats: GaussianSplats, render: RenderF
     """The views with the normals of the splat's depth, where they have none of their own."""
     if views.normals is not None:
         return views
-    seen = views_of_splats(splats, views.cameras, render)
-    solid = (views.masks > SOLID)[..., None]
-    assert seen.normals is not None
-    return dataclasses.replace(views, normals=seen.normals * solid)
+    return _with_normals(views, render(splats, views.cameras, BLACK))
+
+
+@torch.no_grad()
+def _with_normals(views: Views, seen: RenderedMaps) -> Views:
+    if views.normals is not None:
+        return views
+    normals = normals_from_depth(seen.depths, seen.alphas, views.cameras)
+    return dataclasses.replace(views, normals=normals * (views.masks > SOLID)[..., None])
 
 
 def cameras_between(cameras: Cameras) -> Cameras:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .config import NeusFitConfig
 from .field import SDFField
+from .grid import FEATURES
 from .losses import (
     colour_loss,
     curvature_loss,
@@ -59,6 +60,8 @@ class Stepper:
         self._near_points = self._cells(near)
         self.backgrounds = torch.rand(BACKGROUNDS, 3, generator=generator).to(device)
         self._points, self._offsets = self._draw_points(generator)
+        level = torch.arange(config.levels, dtype=torch.float32, device=device)
+        self._level = level.repeat_interleave(FEATURES)  # of each feature
         self.loss = torch.zeros((), device=device)
         self.squared_error = torch.zeros((), device=device)
         self.taken = self.looked = 0  # steps, and those that the sums have no part of
@@ -108,9 +111,9 @@ class Stepper:
             self.normal_weight.fill_(c.normal_weight * left)
         joined = min(1.0, fraction / c.active_until) if c.active_until > 0 else 1.0
         active = c.active_levels + (c.levels - c.active_levels) * joined
-        level = torch.arange(c.levels, dtype=torch.float32)
-        # a level joins gradually: its features grow from nothing
-        weights = (active - level).clamp(0, 1).repeat_interleave(2)
+        # a level joins gradually: its features grow from nothing; on the device, as a copy from
+        # the CPU would wait for all steps that are enqueued
+        weights = (active - self._level).clamp(0, 1)
         self.field.level_weights.copy_(weights)
 
     @torch.no_grad()

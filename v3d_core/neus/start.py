@@ -27,7 +27,6 @@ RIM_PX = 2  # around a pixel whose depths count too
 CLEARANCE = 3.0  # voxels in front of a depth map that are left standing
 VIEWS_TO_CARVE = 2  # that must see a voxel in front of the surface
 HULL_BLUR = 1.0  # cells; takes the steps of the voxels off
-MEMBRANE_LEVEL = 0.2  # how boldly what no view saw is cut; less than for splats, nothing grows back
 
 
 @dataclass(frozen=True)
@@ -61,7 +60,8 @@ def start_shape(
 
     Args:
         views: Posed masks.
-        config: Its `start`, `start_resolution`, `sphere_radius` and `mask_misses` count.
+        config: Its `start`, `start_resolution`, `sphere_radius`, `mask_misses` and
+            `membrane_level` count.
         depths: Of the surface in these views, for instance of a splat's, as `carve_in_front_of`
             takes them; or None.
         progress: Told several times.
@@ -82,7 +82,7 @@ def start_shape(
     look()
     if depths is not None:
         hull = carve_in_front_of(depths, hull, views.cameras)
-    hull = trim_unseen(hull, views, MEMBRANE_LEVEL)
+    hull = trim_unseen(hull, views, config.membrane_level)
     look()
     margin = math.ceil((config.start_resolution - len(hull.occupied)) / 2)
     occupied = F.pad(hull.occupied, (margin,) * 6)
