@@ -23,6 +23,7 @@ def fill_unseen(
     texels: Texels,
     links: AtlasLinks,
     tick: Callable[[], None] = lambda: None,
+    guess: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:  # [T, C]
     """Seen texels as they are, the others by the seen ones around them on the surface.
 
@@ -37,10 +38,12 @@ def fill_unseen(
         texels: The atlas.
         links: Neighbours in the atlas and across its seams.
         tick: Called between steps.
+        guess: Other colours of unseen texels [T, C] from `seen`, in place of those of the cells.
     """
     if bool(seen.all()):
         return colours
-    start = torch.where(seen[:, None], colours, cell_means(colours, seen, points))
+    guessed = cell_means(colours, seen, points) if guess is None else guess(seen)
+    start = torch.where(seen[:, None], colours, guessed)
     tick()
     dense = colours.new_zeros(texels.height * texels.width, colours.shape[1])
     dense[texels.index] = start

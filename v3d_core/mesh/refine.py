@@ -19,7 +19,7 @@ from ..progress import Preview, Progress, silent
 from ..structures import Mesh, Views
 from .atlas_links import AtlasLinks, link_texels
 from .bake import LEAST_WEIGHT, SurfacePoints, blend_views
-from .fill import fill_unseen
+from .fill_choice import fill_by_trial
 from .harmonise import view_gains
 from .solver import conjugate_gradients
 from .taps import ViewPixels, taps_of_view
@@ -111,7 +111,7 @@ def refine_texture(
         links = link_texels(mesh, texels, config.smoothness, config.seam_weight)
         corners = queries.vertices[mesh.faces]
         start, seen, gains, views = _start(
-            points, corners, views, maps, texels, links, config, tick
+            mesh, points, corners, views, maps, texels, links, config, tick
         )
         atlas = _dense(start, texels)
         shown = TexturePreview(mesh, queries, views.cameras[0], atlas)
@@ -247,6 +247,7 @@ def weighted_db(atlas: Tensor, pixels: list[ViewPixels]) -> float:
 
 
 def _start(
+    mesh: Mesh,
     points: SurfacePoints,
     corners: Tensor,  # [M, 3, 3]
     views: Views,
@@ -267,7 +268,7 @@ def _start(
     )
     seen = weights > LEAST_WEIGHT
     tick(0.7)
-    filled = fill_unseen(colours, seen, points, texels, links, lambda: tick(0.8))
+    filled = fill_by_trial(colours, weights, seen, mesh, points, texels, links, lambda: tick(0.8))
     return filled, seen, gains, views
 
 
