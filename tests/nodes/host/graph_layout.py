@@ -59,7 +59,7 @@ SIZES = {
     "V3DPrepareImage": Size(220, 381),
     "V3DRefineTexture": Size(264, 576),
     "V3DRenderSplat": Size(216, 698),
-    "V3DSampleOrbit": Size(600, 902, 400),
+    "V3DSampleOrbit": Size(600, 926, 400),
     "V3DSaveSDF": Size(108, 172),
     "V3DSaveViews": Size(136, 200),
     "V3DScoreViews": Size(184, 248),
