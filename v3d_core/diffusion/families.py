@@ -79,6 +79,7 @@ class OrbitFamily:
     def angles_deg(self, config: ConditioningConfig) -> tuple[list[float], list[float]]:
         """Elevation and azimuth, in [0, 360), of every frame."""
         orbit = self.orbit(config.num_frames, config.elevation_deg)
+        # not the orbit's own sums: 360 less a rounding has other sinusoids than 0
         azimuths = [
             (k + self.ends_with_picture) * 360.0 / orbit.num_views % 360.0
             for k in range(orbit.num_views)

@@ -56,7 +56,7 @@ SIZES = {
     "V3DMeshFromSplat": Size(188, 252),
     "V3DOrbitCameras": Size(448, 448),
     "V3DPosedViews": Size(176, 474),
-    "V3DPrepareImage": Size(220, 381),
+    "V3DPrepareImage": Size(220, 404),
     "V3DRefineTexture": Size(264, 576),
     "V3DRenderSplat": Size(216, 698),
     "V3DSampleOrbit": Size(600, 926, 400),

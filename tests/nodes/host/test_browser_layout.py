@@ -32,6 +32,7 @@ RUN_HERE = [  # without models that are to be downloaded
     "texture_any_mesh",
     "evaluate_orbit",
     "image_to_splat",
+    "sv3d_to_splat",
     "image_to_mesh",
 ]
 STATE = """() => {

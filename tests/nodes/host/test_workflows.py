@@ -336,7 +336,7 @@ def test_sv3ds_picture_becomes_a_splat_once_the_frames_are_its_orbit(server, obj
     source = node("V3DLoadViews", folder="sv3d_frames", split="train")
     prompt = small_prompt("sv3d_to_splat", object_info)
     prompt = with_frames_of(prompt, "V3DSampleOrbit", source, {0: 1, 1: 0})
-    prompt[only(prompt, "RenderSplat")]["inputs"] |= {"width": 96, "height": 96}
+    prompt[only(prompt, "RenderSplat")]["inputs"] |= {"width": 96, "height": 96, "frames": 21}
     run = server.run(prompt)
     assert run.ended == "execution_success", run.error
     shown = shown_by(prompt, run, "RenderSplat")

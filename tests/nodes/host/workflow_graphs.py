@@ -362,7 +362,7 @@ TEMPLATES = {
         {
             **model_orbit(0, 576, SV3D_FILES),
             10: Node("V3DFitSplat", 5, NORMAL, {"views": (9, 1)}),
-            **splat_result(11, 6, splat=10, orbit="sv3d", views=21),
+            **splat_result(11, 6, splat=10, orbit="sv3d", views=18),
         },
         (
             *PICTURE_GROUPS,
