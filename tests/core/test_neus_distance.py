@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from v3d_core.neus.start import distance_to_nearest, distance_to_occupied, parabola_minima
+from v3d_core.distance_transform import distance_to_nearest, parabola_minima
+from v3d_core.neus.start import distance_to_occupied
 
 
 def some_cells(share, size=9):

@@ -112,6 +112,23 @@ def distance_to_truth(fit, points):
     return float(fit.field.sdf(points).abs().mean())
 
 
+def test_what_no_view_sees_is_drawn_tight_and_what_is_seen_stays(views, fitted):
+    """The orbit sees neither pole of the ball: what stands there becomes a film, and no more."""
+    loose = fit_neus(views, dataclasses.replace(QUICK, film_steps=0)).field
+    tight = fitted.field
+    seen = torch.cat([on_ball(), in_dent()])
+    cell = 2 * tight.half_size / QUICK.start_resolution
+    assert float((tight.sdf(seen) - loose.sdf(seen)).abs().amax()) < 0.02 * cell
+    up = torch.linspace(0.3, 0.9, 200)[:, None] * torch.tensor([0.0, 1.0, 0.0])
+    assert (tight.sdf(up) - loose.sdf(up)).abs().amax() > 0.1 * cell  # it did something
+    # gradients belong to the distances still
+    points = torch.cat([up[::20], seen[::100]])
+    _, gradient = tight.sdf_and_gradient(points)
+    step = 1e-3 * torch.eye(3)
+    slopes = [(tight.sdf(points + s) - tight.sdf(points - s)) / 2e-3 for s in step]
+    torch.testing.assert_close(gradient, torch.stack(slopes, -1), atol=0.35, rtol=0)
+
+
 def test_fit_finds_the_dent_that_its_start_has_not(views, fitted):
     start = fit_neus(views, dataclasses.replace(QUICK, steps=1))
     assert distance_to_truth(fitted, in_dent()) < 0.6 * distance_to_truth(start, in_dent())

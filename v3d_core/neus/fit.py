@@ -17,14 +17,16 @@ from ..fit_stream import on_fit_stream, tf32_products
 from ..fit_threads import cores_for_warp
 from ..images import fit_within
 from ..progress import Progress, never, silent
+from ..soap_film import hang_film
 from ..structures import Views
 from .config import NeusFitConfig
 from .encoding import HashGrid
-from .field import SDFField
+from .field import SDFField, start_from_distance
 from .optimise import Stepper
 from .render import normal_picture, render_field
 from .sampling import PixelPool
 from .start import start_shape
+from .trilinear import interleaved
 
 STRIDE = 5  # steps between two looks at `finish` and at Cancel
 CPU_STRIDE = 2  # a step takes up to half a second on two busy cores; Cancel waits for one
@@ -90,6 +92,7 @@ def fit_neus(
     with cores_for_warp(views.device), on_fit_stream(views.device), tf32_products(tf32):
         run = _Run(fit_within(views, config.resolution), config, depths, progress)
         run.optimise(finish, figures)
+        run.hang_film()
     field = run.field.requires_grad_(False)
     report = {
         "steps": run.steps,
@@ -115,7 +118,7 @@ class _Run:
         depths: Tensor | None,
         progress: Progress,
     ) -> None:
-        self.config, self.progress = config, progress
+        self.config, self.progress, self.views = config, progress, views
         self.camera = views.cameras[0]
         self.longer_side = max(views.cameras.width, views.cameras.height)
 
@@ -169,6 +172,24 @@ class _Run:
             self.loss, self.psnr = stepper.look()
         finally:
             stepper.close()
+
+    @torch.no_grad()
+    def hang_film(self) -> None:
+        """Draw tight what no view sees, which the fit leaves to chance."""
+        if not self.config.film_steps:
+            return
+        self.stepper.refresh()
+        field, cells = self.field, len(self.stepper.known[0])
+        distance = self.stepper.known[0] * (cells / 2 / field.half_size)
+        film = hang_film(
+            distance,
+            field.centre,
+            field.half_size,
+            self.views,
+            steps=self.config.film_steps,
+            look=self._look_for_cancel,
+        )
+        field.start += interleaved(start_from_distance((film - distance) * (2 / cells)))
 
     def _look_for_cancel(self) -> None:
         """Let the caller raise within a stride and within a picture."""

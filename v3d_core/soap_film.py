@@ -1,0 +1,169 @@
+"""Surface that no view shows, as a soap film: it hangs on what is seen and is as small as it can be.
+
+Cameras at one height leave the top of a seat, what is under it and the middle between rungs
+without any evidence, and a fit leaves there whatever it began with. The film is found by mean
+curvature flow of a level set (Osher and Sethian 1988): where nothing was seen, the surface moves
+towards its centres of curvature until it has none; seen surface holds it. Unlike the smallest
+surface of all (a minimal cut), which makes a shell of every plate that is only seen at its rim,
+the flow keeps what is closed closed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .distance_transform import distance_to_nearest
+from .structures import Views
+from .unseen import see_surface
+from .visual_hull import VisualHull
+
+SEEN_FACING = 0.1  # cosine between normal and view above which a surface holds the film: 84 degrees
+HELD_CELLS = 2.0  # around seen surface, that do not move
+GRIDS = 3  # each with half as many cells a side as the next
+STEPS = 60  # of the flow on each of them
+TIME_STEP = 0.2  # cells^2; explicit steps of a surface's diffusion are stable up to 1/4
+BAND = 4.0  # cells around the surface that are computed; with 3 a ball shrinks by a tenth too fast
+STEPS_OF_BAND = 10  # before it is looked for again
+REDISTANCING = 5  # steps then; with the next they reach two cells from the surface
+REDISTANCING_STEP = 0.4  # cells; explicit steps are stable up to 1/2
+NO_SLOPE = 1e-3  # guards a division where the surface has a crease
+STEEPEST = 1.5  # 1 / cells; curvature of a ball of 4/3 cells: less is a corner of the grid
+
+SIGNS = ((1, 1), (1, -1), (-1, 1), (-1, -1))  # of the two steps to a neighbour across an edge
+
+
+@torch.no_grad()
+def hang_film(
+    distance: Tensor,  # [R, R, R]
+    centre: Tensor,  # [3]
+    half_size: float,
+    views: Views,
+    *,
+    steps: int = STEPS,
+    look: Callable[[], None] = lambda: None,
+) -> Tensor:  # [R, R, R]
+    """A shape whose surface is a soap film where no view sees it.
+
+    Args:
+        distance: Signed distance in cells, negative inside, at cell centres of a cube; axes x, y,
+            z. Only cells near the surface have to be exact. [R, R, R]
+        centre: Of the cube, world units. [3]
+        half_size: Half its side, world units.
+        views: What was seen.
+        steps: Of the flow on each of `GRIDS` grids.
+        look: Called several times a second; may raise to cancel.
+
+    Returns:
+        Distances of the same kind, equal to those given where the surface is seen and wherever the
+        film did not come within `BAND`.
+    """
+    free = unseen_cells(distance, centre, half_size, views)
+    look()
+    grids = [(distance, free)]
+    while len(grids) < GRIDS and len(grids[0][0]) % 2 == 0:
+        grids.insert(0, _halved(*grids[0]))
+    moved = torch.zeros_like(grids[0][0])
+    for number, (before, mobile) in enumerate(grids):
+        if number:
+            moved = F.interpolate(2 * moved[None, None], scale_factor=2.0, mode="trilinear")[0, 0]
+        after = flow(before + mobile * moved, mobile, steps, look)
+        moved = after - before
+    return distance + moved
+
+
+def _halved(distance: Tensor, free: Tensor) -> tuple[Tensor, Tensor]:
+    """Both on half as many cells a side; what any of the eight holds is held."""
+    fewer = F.avg_pool3d(distance[None, None], 2)[0, 0] / 2
+    return fewer, -F.max_pool3d(-free[None, None], 2)[0, 0]
+
+
+def unseen_cells(
+    distance: Tensor,  # [R, R, R] cells
+    centre: Tensor,  # [3]
+    half_size: float,
+    views: Views,
+) -> Tensor:  # [R, R, R]
+    """1 where the surface is free to move, 0 within `HELD_CELLS` of what some view sees."""
+    solid = VisualHull(distance < 0, centre, half_size)
+    near = torch.nonzero(distance.abs() < 1)
+    x, y, z = near.T
+    slope = torch.stack(torch.gradient(distance))[:, x, y, z].T
+    normals = F.normalize(slope, dim=-1)
+    points = solid.voxel_centres(near) - normals * (distance[x, y, z] * solid.voxel)[:, None]
+    seen = see_surface(points, normals, solid, views).amax(0) > SEEN_FACING
+    if not bool(seen.any()):
+        return torch.zeros_like(distance)  # a film without a frame would vanish
+    held = torch.zeros_like(distance)
+    held[x[seen], y[seen], z[seen]] = 1
+    # over one more cell the film moves less and less
+    return (distance_to_nearest(held > 0) - HELD_CELLS).clamp(0, 1)
+
+
+def flow(
+    distance: Tensor,  # [R, R, R] cells
+    free: Tensor,  # [R, R, R]
+    steps: int,
+    look: Callable[[], None] = lambda: None,
+) -> Tensor:  # [R, R, R]
+    """`steps` of mean curvature flow at a speed of `free` times the curvature.
+
+    Only cells within `BAND` of the surface are computed; their distances are mended on the way.
+    """
+    row = len(distance) + 2
+    values = F.pad(distance[None, None], (1,) * 6, mode="replicate").flatten()
+    mobile = F.pad(free, (1,) * 6).flatten()
+    x, y, z = row * row, row, 1
+    faces = [0, x, -x, y, -y, z, -z]
+    edges = [
+        sign_a * a + sign_b * b for a, b in ((x, y), (x, z), (y, z)) for sign_a, sign_b in SIGNS
+    ]
+    offsets = torch.tensor([*faces, *edges], device=values.device)
+    for number in range(steps):
+        if number % STEPS_OF_BAND == 0:
+            look()
+            active = torch.nonzero((values.abs() < BAND) & (mobile > 0))[:, 0]
+            if not len(active):
+                break
+            around = active + offsets[:, None]
+            if number:
+                for _ in range(REDISTANCING):
+                    values[active] = _redistanced(values[around[:7]])
+            speed = TIME_STEP * mobile[active]
+        near = values[around]
+        values[active] = near[0] + speed * _curvature_term(near)
+    return values.view(row, row, row)[1:-1, 1:-1, 1:-1]
+
+
+def _curvature_term(near: Tensor) -> Tensor:  # [19, N] -> [N]
+    """Sum of the principal curvatures times the gradient's length, from a cell's neighbourhood.
+
+    It is the Laplacian less the second derivative along the gradient. Order as in `flow`.
+    """
+    c, xp, xm, yp, ym, zp, zm = near[:7]
+    gx, gy, gz = (xp - xm) / 2, (yp - ym) / 2, (zp - zm) / 2
+    xx, yy, zz = xp + xm - 2 * c, yp + ym - 2 * c, zp + zm - 2 * c
+    xy, xz, yz = ((a - b - d + e) / 4 for a, b, d, e in near[7:].view(3, 4, -1))
+    x2, y2, z2 = gx * gx, gy * gy, gz * gz
+    across = xx * (y2 + z2) + yy * (x2 + z2) + zz * (x2 + y2)
+    mixed = 2 * (gx * gy * xy + gx * gz * xz + gy * gz * yz)
+    return ((across - mixed) / (x2 + y2 + z2 + NO_SLOPE)).clamp(-STEEPEST, STEEPEST)
+
+
+def _redistanced(near: Tensor) -> Tensor:  # [7, N] -> [N]
+    """One step towards unit slope (Sussman et al. 1994); next to the surface all stays.
+
+    Otherwise the surface would creep towards its inner side.
+    """
+    c, xp, xm, yp, ym, zp, zm = near
+    slope = torch.zeros_like(c)
+    for after, before in ((xp, xm), (yp, ym), (zp, zm)):
+        behind, ahead = c - before, after - c
+        outward = torch.maximum(behind.clamp(min=0) ** 2, ahead.clamp(max=0) ** 2)
+        inward = torch.maximum(behind.clamp(max=0) ** 2, ahead.clamp(min=0) ** 2)
+        slope += torch.where(c > 0, outward, inward)
+    beyond = (c.abs() - 1).clamp(0, 1)
+    return c - REDISTANCING_STEP * beyond * c.sign() * (slope.sqrt() - 1)
