@@ -5,7 +5,8 @@ without any evidence, and a fit leaves there whatever it began with. The film is
 curvature flow of a level set (Osher and Sethian 1988): where nothing was seen, the surface moves
 towards its centres of curvature until it has none; seen surface holds it. Unlike the smallest
 surface of all (a minimal cut), which makes a shell of every plate that is only seen at its rim,
-the flow keeps what is closed closed.
+the flow keeps what is closed closed. It is right for what is flat, a seat or a board; of what is
+round it cuts off the cap that no view sees.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ STEPS_OF_BAND = 10  # before it is looked for again
 REDISTANCING = 5  # steps then; with the next they reach two cells from the surface
 REDISTANCING_STEP = 0.4  # cells; explicit steps are stable up to 1/2
 NO_SLOPE = 1e-3  # guards a division where the surface has a crease
-STEEPEST = 1.5  # 1 / cells; curvature of a ball of 4/3 cells: less is a corner of the grid
+SHEET_EDGE = 0.5  # 1 / cells; the edge of a sheet of 4 cells, at which the film does not pull
+STEEPEST = 1.5  # 1 / cells; curvature of a hollow of 4/3 cells: sharper is a corner of the grid
 
 SIGNS = ((1, 1), (1, -1), (-1, 1), (-1, -1))  # of the two steps to a neighbour across an edge
 
@@ -122,26 +124,24 @@ def flow(
         sign_a * a + sign_b * b for a, b in ((x, y), (x, z), (y, z)) for sign_a, sign_b in SIGNS
     ]
     offsets = torch.tensor([*faces, *edges], device=values.device)
-    for number in range(steps):
-        if number % STEPS_OF_BAND == 0:
-            look()
-            active = torch.nonzero((values.abs() < BAND) & (mobile > 0))[:, 0]
-            if not len(active):
-                break
-            around = active + offsets[:, None]
-            if number:
-                for _ in range(REDISTANCING):
-                    values[active] = _redistanced(values[around[:7]])
-            speed = TIME_STEP * mobile[active]
-        near = values[around]
-        values[active] = near[0] + speed * _curvature_term(near)
+    for done in range(0, steps, STEPS_OF_BAND):
+        look()
+        active = torch.nonzero((values.abs() < BAND) & (mobile > 0))[:, 0]
+        around = active + offsets[:, None]
+        speed = TIME_STEP * mobile[active]
+        for _ in range(REDISTANCING if done else 0):
+            values[active] = _redistanced(values[around[:7]])
+        for _ in range(min(STEPS_OF_BAND, steps - done)):
+            near = values[around]
+            values[active] = near[0] + speed * _curvature_term(near)
     return values.view(row, row, row)[1:-1, 1:-1, 1:-1]
 
 
 def _curvature_term(near: Tensor) -> Tensor:  # [19, N] -> [N]
     """Sum of the principal curvatures times the gradient's length, from a cell's neighbourhood.
 
-    It is the Laplacian less the second derivative along the gradient. Order as in `flow`.
+    It is the Laplacian less the second derivative along the gradient. Order as in `flow`. Sharp
+    edges count as flat: a hole in a thin sheet would grow until nothing of it is left.
     """
     c, xp, xm, yp, ym, zp, zm = near[:7]
     gx, gy, gz = (xp - xm) / 2, (yp - ym) / 2, (zp - zm) / 2
@@ -150,7 +150,8 @@ def _curvature_term(near: Tensor) -> Tensor:  # [19, N] -> [N]
     x2, y2, z2 = gx * gx, gy * gy, gz * gz
     across = xx * (y2 + z2) + yy * (x2 + z2) + zz * (x2 + y2)
     mixed = 2 * (gx * gy * xy + gx * gz * xz + gy * gz * yz)
-    return ((across - mixed) / (x2 + y2 + z2 + NO_SLOPE)).clamp(-STEEPEST, STEEPEST)
+    term = ((across - mixed) / (x2 + y2 + z2 + NO_SLOPE)).clamp(min=-STEEPEST)
+    return torch.where(term > SHEET_EDGE, 0.0, term)
 
 
 def _redistanced(near: Tensor) -> Tensor:  # [7, N] -> [N]

@@ -35,7 +35,7 @@ class NeusFitConfig:
     active_levels: int = 4  # at the start; the others join one by one
     active_until: float = 0.6  # fraction of the run at which all levels are in
     # what no view sees
-    film_steps: int = 60  # of the soap film that it becomes at the end, on each grid; 0 = none
+    film_steps: int = 0  # of the soap film that it becomes at the end, on each grid; 60 or 0 = none
     # rendering
     inv_s: float = 20.0  # sharpness at the start; learned
     anneal_until: float = 0.5  # fraction of the run at which back faces stop counting
