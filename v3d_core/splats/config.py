@@ -113,15 +113,6 @@ GPU_SPLAT_PRESETS: dict[str, SplatFitConfig] = {
     "best": _GPU.with_changes(steps=600, resolution=1024, **_CALM),
 }
 
-# What a CPU spends on a splat that a surface is fitted from, a fit that takes minutes itself.
-GUIDE_SPLAT = SPLAT_PRESETS["best"].with_changes(steps=960)
-
-
-def guide_preset(name: str, device_type: str) -> SplatFitConfig:
-    """`splat_preset` for a splat that guides a surface fit: on a CPU `normal` takes longer."""
-    longer = name == "normal" and device_type != "cuda"
-    return GUIDE_SPLAT if longer else splat_preset(name, device_type)
-
 
 def splat_preset(name: str, device_type: str) -> SplatFitConfig:
     """Settings by name for where the fit runs.
