@@ -10,7 +10,8 @@ from mesh_samples import cube, quads, square
 from v3d_core.mesh import atlas_links
 from v3d_core.mesh.atlas_links import link_texels, seam_edges, seam_rows
 from v3d_core.mesh.bake import SurfacePoints
-from v3d_core.mesh.fill import cell_means, fill_unseen
+from v3d_core.mesh.fill import fill_unseen
+from v3d_core.mesh.fill_kriging import kriged_colours
 from v3d_core.mesh.solver import conjugate_gradients
 from v3d_core.mesh.taps import Taps
 from v3d_core.mesh.texels import bilinear_taps, charts_of_faces, fill_gutter, find_texels
@@ -205,7 +206,8 @@ def test_unseen_texels_follow_the_surface_and_not_the_atlas():
     square_of = texels.face // 2
     seen = square_of != 2
     colours = torch.where(seen[:, None], truth, torch.tensor([0.0, 0, 1]))
-    filled = fill_unseen(colours, seen, points, texels, links)
+    guessed = kriged_colours(colours, seen.float(), points)
+    filled = fill_unseen(colours, seen, guessed, texels, links)
     assert torch.equal(filled[seen], colours[seen])
     new = filled[~seen]
     assert float(new[:, 2].abs().max()) < 1e-4  # what was there before is gone
@@ -214,23 +216,14 @@ def test_unseen_texels_follow_the_surface_and_not_the_atlas():
     assert float((new[:, 0] - ramp).abs().max()) < 0.12
 
 
-def test_filling_keeps_one_colour_and_stays_within_what_was_seen():
+def test_filling_stays_within_what_was_seen_and_guessed():
     mesh = cube()
     texels, points, links = prepared(mesh, 64)
     seen = points.positions[:, 0] > 0
     colours = torch.rand(len(texels), 3, generator=torch.Generator().manual_seed(4))
-    filled = fill_unseen(colours, seen, points, texels, links)
+    filled = fill_unseen(colours, seen, colours.flip(0), texels, links)
     assert float(filled.min()) > -0.02 and float(filled.max()) < 1.02
-    plain = fill_unseen(torch.full_like(colours, 0.3), seen, points, texels, links)
-    torch.testing.assert_close(plain, torch.full_like(colours, 0.3), atol=1e-4, rtol=0)
-
-
-def test_cells_do_not_mix_the_two_sides_of_a_thin_wall():
-    front, back = torch.tensor([0.0, 0, 1]), torch.tensor([0.0, 0, -1])
-    positions = torch.rand(400, 3, generator=torch.Generator().manual_seed(5))
-    positions[:, 2] = 0
-    side = torch.arange(400) % 2
-    points = SurfacePoints(positions, torch.where(side[:, None] == 0, front, back))
-    colours = side[:, None].float()
-    seen = torch.arange(400) % 4 < 2
-    torch.testing.assert_close(cell_means(colours, seen, points), colours)
+    plain = torch.full_like(colours, 0.3)
+    kept = fill_unseen(plain, seen, plain, texels, links)
+    torch.testing.assert_close(kept, plain, atol=1e-4, rtol=0)
+    assert fill_unseen(plain, torch.ones_like(seen), plain, texels, links) is plain

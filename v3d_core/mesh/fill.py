@@ -8,41 +8,35 @@ import torch
 from torch import Tensor
 
 from .atlas_links import AtlasLinks
-from .bake import SurfacePoints
 from .solver import conjugate_gradients
 from .texels import Texels
 
-FIRST_CELLS = 512  # along the longest side, of the finest cells that colours spread through
 MEMBRANE_STEPS = 40  # of conjugate gradients that take the cells' borders out
 
 
 def fill_unseen(
     colours: Tensor,  # [T, C]
     seen: Tensor,  # [T] bool
-    points: SurfacePoints,
+    guessed: Tensor,  # [T, C]
     texels: Texels,
     links: AtlasLinks,
     tick: Callable[[], None] = lambda: None,
-    guess: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:  # [T, C]
-    """Seen texels as they are, the others by the seen ones around them on the surface.
+    """Seen texels as they are, the others as guessed but for a membrane over the surface.
 
-    First every unseen texel takes the mean colour of the smallest cell of space around it that
-    holds seen texels facing its way; then a membrane over the surface, fixed where it was seen,
-    takes the borders of the cells out.
+    Guesses are equal in whole cells of space; the membrane, fixed where something was seen and
+    stopped long before it is flat, takes the cells' borders out.
 
     Args:
         colours: What was seen. [T, C]
         seen: Which texels that is; at least one. [T] bool
-        points: Where the texels lie.
+        guessed: Colours of the unseen ones, see `fill_kriging`. [T, C]
         texels: The atlas.
         links: Neighbours in the atlas and across its seams.
         tick: Called between steps.
-        guess: Other colours of unseen texels [T, C] from `seen`, in place of those of the cells.
     """
     if bool(seen.all()):
         return colours
-    guessed = cell_means(colours, seen, points) if guess is None else guess(seen)
     start = torch.where(seen[:, None], colours, guessed)
     tick()
     dense = colours.new_zeros(texels.height * texels.width, colours.shape[1])
@@ -61,35 +55,3 @@ def fill_unseen(
         product, right, inverse, torch.zeros_like(right), MEMBRANE_STEPS
     )
     return start
-
-
-def cell_means(colours: Tensor, seen: Tensor, points: SurfacePoints) -> Tensor:  # [T, C]
-    """Mean colour of the smallest cell with seen texels around each texel, cells doubling."""
-    low = points.positions.amin(0)
-    extent = float((points.positions.amax(0) - low).amax()) or 1.0
-    cells = ((points.positions - low) / extent * (FIRST_CELLS - 1e-3)).long().clamp_min(0)
-    # faces that look apart do not share a cell, so that colours do not pass through thin walls
-    octant = ((points.normals > 0).long() * points.normals.new_tensor([1, 2, 4]).long()).sum(-1)
-    keys = torch.cat([cells, octant[:, None]], dim=-1)
-    sums = torch.cat([colours * seen[:, None], seen[:, None].to(colours)], dim=-1)
-    levels = []
-    size = FIRST_CELLS
-    while True:
-        flat = ((keys[:, 3] * size + keys[:, 0]) * size + keys[:, 1]) * size + keys[:, 2]
-        cell, inverse = flat.unique(return_inverse=True)
-        total = sums.new_zeros(len(cell), sums.shape[1]).index_add_(0, inverse, sums)
-        levels.append((inverse, total))
-        if size == 1 and len(cell) == 1:
-            break
-        parent = torch.empty(len(cell), 4, dtype=torch.int64, device=cell.device)
-        parent[inverse] = keys
-        if size == 1:  # at last the ways that faces look are put together
-            parent[:, 3] = 0
-        parent[:, :3] //= 2
-        size = max(1, size // 2)
-        keys, sums = parent, total
-    result = levels[-1][1]
-    for inverse, total in reversed(levels):
-        mixed = torch.where(total[:, -1:] > 0, total, result)
-        result = mixed[inverse]
-    return result[:, :-1] / result[:, -1:].clamp_min(1e-12)

@@ -19,7 +19,8 @@ from ..progress import Preview, Progress, silent
 from ..structures import Mesh, Views
 from .atlas_links import AtlasLinks, link_texels
 from .bake import LEAST_WEIGHT, SurfacePoints, blend_views
-from .fill_choice import fill_by_trial
+from .fill import fill_unseen
+from .fill_kriging import kriged_colours
 from .harmonise import view_gains
 from .solver import conjugate_gradients
 from .taps import ViewPixels, taps_of_view
@@ -268,7 +269,8 @@ def _start(
     )
     seen = weights > LEAST_WEIGHT
     tick(0.7)
-    filled = fill_by_trial(colours, weights, seen, mesh, points, texels, links, lambda: tick(0.8))
+    guessed = kriged_colours(colours, weights * seen, points)
+    filled = fill_unseen(colours, seen, guessed, texels, links, lambda: tick(0.8))
     return filled, seen, gains, views
 
 
