@@ -6,7 +6,8 @@ Every mesh is made light, unwrapped, textured and written as a .glb; trimesh rea
 the rays. Meshes are the true ones and, of `--meshes`, FOLDER/NAME-neus-0.ply as `surfaces.py --keep`
 leaves them. `vertex` is the same light mesh with vertex colours, `blend` the plain weighted blend,
 `splat` our own render of the splat that `normal` fits. PSNR is of the pixels that the object covers in the
-true picture, both over white. Needs embreex.
+true picture, both over white, and, under names that end in `_either`, of those that either covers, as
+`evaluate.py` of the data folder counts them: a mesh that is too fat pays for it there alone. Needs embreex.
 """
 
 from __future__ import annotations
@@ -61,9 +62,10 @@ class Render:
         self.mesh = trimesh.load(path, process=False, force="mesh")
         self.rays = RayMeshIntersector(self.mesh, scale_to_box=False)
 
-    def over_white(self, cameras: Cameras) -> torch.Tensor:  # [V, H, W, 3]
-        """Mean over the rays of each pixel."""
+    def over_white(self, cameras: Cameras) -> tuple[torch.Tensor, torch.Tensor]:
+        """Pictures [V, H, W, 3] and coverage [V, H, W]: means over the rays of each pixel."""
         pictures = np.zeros((len(cameras), cameras.height, cameras.width, 3))
+        coverage = np.zeros(pictures.shape[:3])
         places = (np.arange(RAYS) + 0.5) / RAYS
         rows, columns = np.mgrid[: cameras.height, : cameras.width]
         for v in range(len(cameras)):
@@ -73,17 +75,19 @@ class Render:
                     x = (columns + dx - K[0, 2]) / K[0, 0]
                     y = (rows + dy - K[1, 2]) / K[1, 1]
                     directions = np.stack([x, y, np.ones_like(x)], -1).reshape(-1, 3)
-                    pictures[v] += self._colours(pose, directions @ pose[:3, :3].T).reshape(
-                        pictures[v].shape
-                    )
-        return torch.from_numpy(pictures / RAYS**2).float()
+                    colours, hit = self._colours(pose, directions @ pose[:3, :3].T)
+                    pictures[v] += colours.reshape(pictures[v].shape)
+                    coverage[v] += hit.reshape(coverage[v].shape)
+        return tuple(torch.from_numpy(x / RAYS**2).float() for x in (pictures, coverage))
 
-    def _colours(self, pose: np.ndarray, directions: np.ndarray) -> np.ndarray:  # [R, 3]
+    def _colours(self, pose: np.ndarray, directions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Over white [R, 3], and whether anything is hit [R]."""
         origins = np.broadcast_to(pose[:3, 3], directions.shape)
-        seen = np.ones_like(directions)
+        seen, hit = np.ones_like(directions), np.zeros(len(directions), bool)
         places, rays, faces = self.rays.intersects_location(
             origins, directions, multiple_hits=False
         )
+        hit[rays] = True
         corners = self.mesh.triangles[faces]
         weights = trimesh.triangles.points_to_barycentric(corners, places)[..., None]
         visual, indices = self.mesh.visual, self.mesh.faces[faces]
@@ -93,7 +97,7 @@ class Render:
             seen[rays] = trimesh.visual.color.uv_to_interpolated_color(uv, picture)[:, :3] / 255
         else:
             seen[rays] = (visual.vertex_colors[indices][..., :3] * weights).sum(1) / 255
-        return seen
+        return seen, hit
 
 
 def texture_of(visual: Any) -> Any:
@@ -101,12 +105,21 @@ def texture_of(visual: Any) -> Any:
     return getattr(visual.material, "baseColorTexture", None) or visual.material.image
 
 
-def psnr_on_object(pictures: torch.Tensor, views: Views) -> float:
-    """Over the pixels that the object covers, both over white; mean over the views, dB."""
+def psnr_on_object(
+    pictures: torch.Tensor,  # [V, H, W, 3]
+    coverage: torch.Tensor,  # [V, H, W]
+    views: Views,
+) -> tuple[float, float]:
+    """Over the pixels that the object covers, and over those that it or the mesh does.
+
+    Both over white; means over the views, dB.
+    """
     truth = composite(views.images, views.masks, WHITE)
-    covered = views.masks > COVERED
-    scores = [psnr(pictures[v], truth[v], covered[v]) for v in range(len(views))]
-    return sum(scores) / len(scores)
+    areas = views.masks > COVERED, (views.masks > 0) | (coverage > COVERED)
+    return tuple(
+        sum(psnr(pictures[v], truth[v], area[v]) for v in range(len(views))) / len(views)
+        for area in areas
+    )
 
 
 def with_vertex_colours(mesh: Mesh, views: Views) -> Mesh:
@@ -138,7 +151,9 @@ def measure(folder: Path, mesh: Mesh, options: argparse.Namespace) -> dict[str, 
         def score(method: str, result: Mesh, kind: str) -> None:
             path = place / f"{folder.name}-{options.kind}-{method}.{kind}"
             write_mesh(path, result.to("cpu"))
-            figures[method] = psnr_on_object(Render(path).over_white(test.cameras), test)
+            figures[method], figures[f"{method}_either"] = psnr_on_object(
+                *Render(path).over_white(test.cameras), test
+            )
 
         if "vertex" in options.methods:
             score("vertex", with_vertex_colours(light, views), "ply")
@@ -153,14 +168,22 @@ def measure(folder: Path, mesh: Mesh, options: argparse.Namespace) -> dict[str, 
     return figures
 
 
-def measure_splat(folder: Path, options: argparse.Namespace) -> float:
-    """Our own render of the splat that `normal` fits, dB."""
+def measure_splat(folder: Path, options: argparse.Namespace) -> tuple[float, float]:
+    """Our own render of the splat that `normal` fits, dB as `psnr_on_object`."""
     device = torch.device(options.device)
     views = load_views(folder).views.to(device)
     test = load_views(folder, split="test").views
     splats = fit_splats(views, splat_preset("normal", device.type)).splats
     drawn = render_splats(splats, test.cameras.to(device), WHITE)
-    return psnr_on_object(drawn.colours.cpu(), test)
+    return psnr_on_object(drawn.colours.cpu(), drawn.alphas.cpu(), test)
+
+
+def cell(figures: dict[str, Any], key: str) -> str:
+    """One figure, in brackets that over the pixels of either, if it was measured."""
+    if key not in figures:
+        return ""
+    either = figures.get(f"{key}_either")
+    return f"{figures[key]:.2f}" + ("" if either is None else f" ({either:.2f})")
 
 
 def markdown(stored: dict[str, Any]) -> str:
@@ -172,7 +195,7 @@ def markdown(stored: dict[str, Any]) -> str:
     ]
     for name, kinds in results["objects"].items():
         for kind, figures in kinds.items():
-            cells = [f"{figures[key]:.2f}" if key in figures else "" for key in COLUMNS]
+            cells = [cell(figures, key) for key in COLUMNS]
             lines.append(f"| {name} | {kind} | " + " | ".join(cells) + " |")
     lines += [
         "",
@@ -213,7 +236,7 @@ def main() -> None:
             options.kind = kind
             figures = measure(folder, read_mesh(path), options)
             if splat is not None:
-                figures["splat"] = splat
+                figures["splat"], figures["splat_either"] = splat
             results["objects"].setdefault(folder.name, {})[kind] = figures
             print(f"{folder.name} {kind}: {figures}", file=sys.stderr, flush=True)
             stored = record.make_record(options, results)

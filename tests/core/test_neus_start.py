@@ -126,8 +126,9 @@ def test_a_higher_membrane_leaves_less_of_what_no_view_saw_and_all_that_is_seen(
     """Cameras that all look down leave a cone under a ball; higher levels cut more of it."""
     views = views_of_ball(0.5, cameras=orbit_cameras(Orbit(num_views=12, elevation_deg=20), 64, 64))
     cones, seen = [], []
-    for level in (0.0, NeusFitConfig().membrane_level, ALIGNED_MEMBRANE, 0.5):
-        start = start_shape(views, dataclasses.replace(CONFIG, membrane_level=level))
+    for level in (0.0, 0.2, ALIGNED_MEMBRANE, 0.5):
+        config = dataclasses.replace(CONFIG, membrane_level=level, start_film_steps=0)
+        start = start_shape(views, config)
         cell, solid = 2 * start.half_size / 48, start.distance < 0
         off = cell_centres(start).norm(dim=-1)
         cones.append(float((solid & (off > 0.5)).sum()) * cell**3)
@@ -135,6 +136,20 @@ def test_a_higher_membrane_leaves_less_of_what_no_view_saw_and_all_that_is_seen(
         seen.append(float((solid & belt).sum() / belt.sum()))
     assert cones[0] > cones[1] > cones[2] > cones[3]
     assert min(seen) == 1
+
+
+def test_a_film_takes_the_cone_that_no_view_saw_and_nothing_that_is_seen():
+    """Cameras that look down leave a cone under a ball; a film across its rim is far flatter."""
+    views = views_of_ball(0.5, cameras=orbit_cameras(Orbit(num_views=12, elevation_deg=20), 64, 64))
+    bare = start_shape(views, dataclasses.replace(CONFIG, start_film_steps=0))
+    drawn = start_shape(views, CONFIG)
+    off = cell_centres(bare).norm(dim=-1)
+    belt = (off < 0.45) & (cell_centres(bare)[..., 1].abs() < 0.2)
+    assert bool((drawn.distance[belt] < 0).all())
+    assert torch.equal(drawn.centre, bare.centre) and drawn.half_size == bare.half_size
+    cone = (bare.distance < 0) & (off > 0.5)
+    assert int((cone & (drawn.distance < 0)).sum()) < 0.85 * int(cone.sum())
+    assert not bool((~cone & (off > 0.52) & (drawn.distance < 0)).any())  # and nothing is added
 
 
 def test_distance_to_a_wall_is_exact_in_spite_of_the_blur():

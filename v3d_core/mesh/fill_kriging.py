@@ -32,7 +32,7 @@ LIGHT_ROUNDS = 8  # of reweighting
 
 CELLS = 24  # along the longest side; each is one reading of the process
 MOST_READINGS = 4000  # chosen at random among more; the solver takes their third power
-RANGE = 0.1  # of the longest side, in which correlation falls to 1/e
+RANGE = 0.15  # of the longest side, in which correlation falls to 1/e
 TURN = 0.2  # ranges that a unit of difference between normals counts for
 NOISE = 0.3  # variance of a fully seen cell's reading, of the process's
 PLACES_AT_ONCE = 4096  # bounds the memory: 64 MB of correlations

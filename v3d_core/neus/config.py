@@ -21,7 +21,8 @@ class NeusFitConfig:
     # start
     start: str = "hull"  # hull: signed distance of the visual hull; sphere: as V3D
     mask_misses: int = 0  # masks that may be wrong about a point; 1 for frames that disagreed
-    membrane_level: float = 0.2  # how boldly the start is cut where no view saw it; 0 = not at all
+    start_film_steps: int = 60  # of the soap film that it becomes where no view saw it; 0 = none
+    membrane_level: float = 0.0  # how boldly it is cut there besides; 0 = not at all
     start_resolution: int = 128  # cells along the cube for that distance and for finding surfaces
     band: float = 0.075  # distance outside the start within which surfaces are looked for
     sphere_radius: float = 0.5  # of the start "sphere"
@@ -35,7 +36,7 @@ class NeusFitConfig:
     active_levels: int = 4  # at the start; the others join one by one
     active_until: float = 0.6  # fraction of the run at which all levels are in
     # what no view sees
-    film_steps: int = 0  # of the soap film that it becomes at the end, on each grid; 60 or 0 = none
+    film_steps: int = 60  # of the soap film that it becomes at the end, on each grid; 0 = none
     # rendering
     inv_s: float = 20.0  # sharpness at the start; learned
     anneal_until: float = 0.5  # fraction of the run at which back faces stop counting
@@ -107,7 +108,7 @@ GPU_NEUS_PRESETS: dict[str, NeusFitConfig] = {
 
 # Frames that disagreed still do so by a pixel or two once they are aligned; that is no relief.
 ALIGNED_MISSES = 1
-ALIGNED_MEMBRANE = 0.3  # a hull that forgives is also fatter where nobody looks
+ALIGNED_MEMBRANE = 0.3  # in place of a film: a hull that forgives has webs that a film would keep
 ALIGNED_SMOOTHNESS = 0.03
 
 
@@ -131,6 +132,7 @@ def for_aligned_frames(config: NeusFitConfig) -> NeusFitConfig:
     """
     return config.with_changes(
         mask_misses=max(config.mask_misses, ALIGNED_MISSES),
+        start_film_steps=0,
         membrane_level=max(config.membrane_level, ALIGNED_MEMBRANE),
         smoothness_weight=max(config.smoothness_weight, ALIGNED_SMOOTHNESS),
     )

@@ -14,6 +14,7 @@ from torch import Tensor
 from ..cameras import project_points, resize_cameras
 from ..distance_transform import distance_to_nearest
 from ..progress import Progress, silent
+from ..soap_film import hang_film
 from ..structures import Cameras, Views
 from ..unseen import trim_unseen
 from ..visual_hull import PROGRESS_TEXT, VisualHull, seen_volume, tight_visual_hull
@@ -60,8 +61,8 @@ def start_shape(
 
     Args:
         views: Posed masks.
-        config: Its `start`, `start_resolution`, `sphere_radius`, `mask_misses` and
-            `membrane_level` count.
+        config: Its `start`, `start_resolution`, `sphere_radius`, `mask_misses`,
+            `start_film_steps` and `membrane_level` count.
         depths: Of the surface in these views, for instance of a splat's, as `carve_in_front_of`
             takes them; or None.
         progress: Told several times.
@@ -87,7 +88,13 @@ def start_shape(
     margin = math.ceil((config.start_resolution - len(hull.occupied)) / 2)
     occupied = F.pad(hull.occupied, (margin,) * 6)
     half_size = hull.half_size * len(occupied) / len(hull.occupied)
-    distance = distance_to_occupied(occupied, look) * (2 / len(occupied))
+    distance = distance_to_occupied(occupied, look)
+    if config.start_film_steps:
+        film = hang_film(
+            distance, hull.centre, half_size, views, steps=config.start_film_steps, look=look
+        )
+        distance = distance_to_occupied(film < 0, look)
+    distance *= 2 / len(occupied)
     look()
     return Start(hull.centre, half_size, start_from_distance(distance))
 
