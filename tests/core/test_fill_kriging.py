@@ -141,6 +141,16 @@ def test_the_top_of_a_lit_ball_is_brighter_than_all_that_was_seen_of_it():
     assert float(found[top].mean()) > 1.02 * float(nearest[top[~seen]].mean())
 
 
+def test_whoever_cancels_is_heard():
+    points, truth, seen = lit_ball()
+
+    def cancel():
+        raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        kriged_colours(truth, seen.float(), points, cancel)
+
+
 def test_parts_far_apart_keep_their_own_paint():
     boxes = [trimesh.creation.box((0.1, 0.3, 0.1)) for _ in range(3)]
     paints = torch.tensor([[0.8, 0.2, 0.1], [0.1, 0.6, 0.2], [0.2, 0.2, 0.7]])
@@ -171,9 +181,10 @@ def test_order_place_and_size_do_not_matter():
     torch.testing.assert_close(kriged_colours(truth, seen.float(), moved), found, atol=2e-2, rtol=0)
 
 
-def test_with_everything_seen_nothing_changes_and_black_stays_black():
+def test_with_everything_or_nothing_seen_nothing_changes_and_black_stays_black():
     points, truth, seen = lit_ball()
     assert kriged_colours(truth, torch.ones(len(truth)), points) is truth
+    assert kriged_colours(truth, torch.zeros(len(truth)), points) is truth  # nothing to go by
     black = kriged_colours(torch.zeros_like(truth), seen.float(), points)
     torch.testing.assert_close(black, torch.zeros_like(black), atol=0.05, rtol=0)
     assert float(black.min()) >= 0

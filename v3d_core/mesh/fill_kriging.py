@@ -11,6 +11,7 @@ from all that was seen, falls back to the object's mean.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -67,19 +68,21 @@ def kriged_colours(
     colours: Tensor,  # [T, 3]
     weights: Tensor,  # [T]
     points: SurfacePoints,
+    tick: Callable[[], None] = lambda: None,
 ) -> Tensor:  # [T, 3]
     """Colours that places without weight may have, given those of the others.
 
     Args:
         colours: What was seen, sRGB in 0 to 1; of places without weight they do not matter. [T, 3]
-        weights: How well it was seen, one pixel head-on is 1; somewhere above 0. [T]
+        weights: How well it was seen; one pixel head-on is 1. [T]
         points: Where the places lie.
+        tick: Called between steps.
 
     Returns:
-        Colours in 0 to 1; those given where the weight is above 0.
+        Colours in 0 to 1; those given where the weight is above 0, and if it is so nowhere.
     """
     unseen = weights <= 0
-    if not bool(unseen.any()):
+    if not bool(unseen.any()) or bool(unseen.all()):
         return colours
     low = points.positions.amin(0)
     extent = (points.positions.amax(0) - low).amax().clamp_min(1e-12)
@@ -87,8 +90,9 @@ def kriged_colours(
     logs = (srgb_to_linear(colours.clamp(0, 1)) + DARKEST).log()
     believed = weights.clamp(max=1.0)
     shade = normals @ light_by_normal(logs, believed, places, normals)
+    tick()
     cells = _Cells.around(places, normals, CELLS)
-    paint = _kriged(cells, logs - shade[:, None], believed, places, normals)
+    paint = _kriged(cells, logs - shade[:, None], believed, places, normals, tick)
     filled = linear_to_srgb((paint + shade[:, None]).exp() - DARKEST).clamp(0, 1)
     return torch.where(unseen[:, None], filled, colours)
 
@@ -138,6 +142,7 @@ def _kriged(
     weights: Tensor,  # [T]
     places: Tensor,  # [T, 3]
     normals: Tensor,  # [T, 3]
+    tick: Callable[[], None],
 ) -> Tensor:  # [T, C]
     """The process's expectation in the middle of every cell that holds an unseen place."""
     weight = cells.sums(weights)
@@ -150,7 +155,9 @@ def _kriged(
     )
     noise = NOISE / (weight[read] / weight[read].mean()).clamp(max=1)
     matrix = _correlation(seen_places, seen_normals, seen_places, seen_normals) + noise.diag()
+    tick()
     root = torch.linalg.cholesky(matrix)
+    tick()
     ones = torch.cholesky_solve(readings.new_ones(len(read), 1), root)
     mean = (ones * readings).sum(0) / ones.sum()  # generalised least squares
     pulls = torch.cholesky_solve(readings - mean, root)
@@ -160,6 +167,7 @@ def _kriged(
     found = mean.expand(cells.count, -1).clone()
     for start in range(0, len(wanted), PLACES_AT_ONCE):
         some = slice(start, start + PLACES_AT_ONCE)
+        tick()
         found[wanted[some]] += (
             _correlation(place[some], normal[some], seen_places, seen_normals) @ pulls
         )

@@ -269,7 +269,7 @@ def _start(
     )
     seen = weights > LEAST_WEIGHT
     tick(0.7)
-    guessed = kriged_colours(colours, weights * seen, points)
+    guessed = kriged_colours(colours, weights * seen, points, lambda: tick(0.75))
     filled = fill_unseen(colours, seen, guessed, texels, links, lambda: tick(0.8))
     return filled, seen, gains, views
 
