@@ -26,6 +26,7 @@ SEEN_FACING = 0.1  # cosine between normal and view above which a surface holds 
 HELD_CELLS = 2.0  # around seen surface, that do not move
 GRIDS = 3  # each with half as many cells a side as the next
 STEPS = 60  # of the flow on each of them
+TRIMMING_STEPS = 30  # of the flow that draws in the tips of what a fit has torn
 TIME_STEP = 0.2  # cells^2; explicit steps of a surface's diffusion are stable up to 1/4
 BAND = 4.0  # cells around the surface that are computed; with 3 a ball shrinks by a tenth too fast
 STEPS_OF_BAND = 10  # before it is looked for again
@@ -33,6 +34,7 @@ REDISTANCING = 5  # steps then; with the next they reach two cells from the surf
 REDISTANCING_STEP = 0.4  # cells; explicit steps are stable up to 1/2
 NO_SLOPE = 1e-3  # guards a division where the surface has a crease
 SHEET_EDGE = 0.5  # 1 / cells; the edge of a sheet of 4 cells, at which the film does not pull
+TIP = 0.5  # share of the larger curvature that the smaller one has, above which it does: a tip
 STEEPEST = 1.5  # 1 / cells; curvature of a hollow of 4/3 cells: sharper is a corner of the grid
 
 SIGNS = ((1, 1), (1, -1), (-1, 1), (-1, -1))  # of the two steps to a neighbour across an edge
@@ -46,6 +48,7 @@ def hang_film(
     views: Views,
     *,
     steps: int = STEPS,
+    torn: bool = False,
     look: Callable[[], None] = lambda: None,
 ) -> Tensor:  # [R, R, R]
     """A shape whose surface is a soap film where no view sees it.
@@ -57,6 +60,8 @@ def hang_film(
         half_size: Half its side, world units.
         views: What was seen.
         steps: Of the flow on each of `GRIDS` grids.
+        torn: The shape comes from a fit, which leaves rags of boards where nothing was seen. Tips
+            are drawn in before the coarse grids, on which a board that has holes is all tips.
         look: Called several times a second; may raise to cancel.
 
     Returns:
@@ -65,16 +70,17 @@ def hang_film(
     """
     free = unseen_cells(distance, centre, half_size, views)
     look()
-    grids = [(distance, free)]
+    start = flow(distance, free, TRIMMING_STEPS, look) if torn else distance
+    grids = [(start, free)]
     while len(grids) < GRIDS and len(grids[0][0]) % 2 == 0:
         grids.insert(0, _halved(*grids[0]))
     moved = torch.zeros_like(grids[0][0])
     for number, (before, mobile) in enumerate(grids):
         if number:
             moved = F.interpolate(2 * moved[None, None], scale_factor=2.0, mode="trilinear")[0, 0]
-        after = flow(before + mobile * moved, mobile, steps, look)
+        after = flow(before + mobile * moved, mobile, steps, look, tips=not torn)
         moved = after - before
-    return distance + moved
+    return start + moved
 
 
 def _halved(distance: Tensor, free: Tensor) -> tuple[Tensor, Tensor]:
@@ -99,8 +105,12 @@ def unseen_cells(
     seen = see_surface(points, normals, solid, views).amax(0) > SEEN_FACING
     if not bool(seen.any()):
         return torch.zeros_like(distance)  # a film without a frame would vanish
-    held = torch.zeros_like(distance)
+    held, shell = torch.zeros_like(distance), torch.zeros_like(distance)
     held[x[seen], y[seen], z[seen]] = 1
+    shell[x, y, z] = 1
+    # as most cells around it: the depth buffer has gaps, and what shows through holds a peak
+    near_by = F.avg_pool3d(torch.stack([held, shell])[:, None], 3, 1, 1)[:, 0]
+    held = shell * (near_by[0] > near_by[1] / 2)
     # over one more cell the film moves less and less
     return (distance_to_nearest(held > 0) - HELD_CELLS).clamp(0, 1)
 
@@ -110,20 +120,23 @@ def flow(
     free: Tensor,  # [R, R, R]
     steps: int,
     look: Callable[[], None] = lambda: None,
+    *,
+    tips: bool = True,
 ) -> Tensor:  # [R, R, R]
     """`steps` of mean curvature flow at a speed of `free` times the curvature.
 
     Only cells within `BAND` of the surface are computed; their distances are mended on the way.
+    Edges of thin sheets stand still; with `tips`, what is sharp both ways is drawn in.
     """
     row = len(distance) + 2
     values = F.pad(distance[None, None], (1,) * 6, mode="replicate").flatten()
     mobile = F.pad(free, (1,) * 6).flatten()
     x, y, z = row * row, row, 1
     faces = [0, x, -x, y, -y, z, -z]
-    edges = [
+    diagonals = [
         sign_a * a + sign_b * b for a, b in ((x, y), (x, z), (y, z)) for sign_a, sign_b in SIGNS
     ]
-    offsets = torch.tensor([*faces, *edges], device=values.device)
+    offsets = torch.tensor([*faces, *diagonals], device=values.device)
     for done in range(0, steps, STEPS_OF_BAND):
         look()
         active = torch.nonzero((values.abs() < BAND) & (mobile > 0))[:, 0]
@@ -133,25 +146,40 @@ def flow(
             values[active] = _redistanced(values[around[:7]])
         for _ in range(min(STEPS_OF_BAND, steps - done)):
             near = values[around]
-            values[active] = near[0] + speed * _curvature_term(near)
+            values[active] = near[0] + speed * _curvature_term(near, tips)
     return values.view(row, row, row)[1:-1, 1:-1, 1:-1]
 
 
-def _curvature_term(near: Tensor) -> Tensor:  # [19, N] -> [N]
+def _curvature_term(near: Tensor, tips: bool) -> Tensor:  # [19, N] -> [N]
     """Sum of the principal curvatures times the gradient's length, from a cell's neighbourhood.
 
     It is the Laplacian less the second derivative along the gradient. Order as in `flow`. Sharp
-    edges count as flat: a hole in a thin sheet would grow until nothing of it is left.
+    edges count as flat: a hole in a thin sheet would grow until nothing of it is left. So do tips,
+    where the smaller curvature is more than `TIP` of the larger one, unless they are asked for.
     """
     c, xp, xm, yp, ym, zp, zm = near[:7]
     gx, gy, gz = (xp - xm) / 2, (yp - ym) / 2, (zp - zm) / 2
     xx, yy, zz = xp + xm - 2 * c, yp + ym - 2 * c, zp + zm - 2 * c
     xy, xz, yz = ((a - b - d + e) / 4 for a, b, d, e in near[7:].view(3, 4, -1))
     x2, y2, z2 = gx * gx, gy * gy, gz * gz
+    slope2 = x2 + y2 + z2 + NO_SLOPE
     across = xx * (y2 + z2) + yy * (x2 + z2) + zz * (x2 + y2)
     mixed = 2 * (gx * gy * xy + gx * gz * xz + gy * gz * yz)
-    term = ((across - mixed) / (x2 + y2 + z2 + NO_SLOPE)).clamp(min=-STEEPEST)
-    return torch.where(term > SHEET_EDGE, 0.0, term)
+    both = (across - mixed) / slope2
+    # the gradient on both sides of the Hessian's adjugate, for the product of the curvatures
+    product = (
+        x2 * (yy * zz - yz * yz)
+        + y2 * (xx * zz - xz * xz)
+        + z2 * (xx * yy - xy * xy)
+        + 2 * gx * gy * (xz * yz - xy * zz)
+        + 2 * gx * gz * (xy * yz - xz * yy)
+        + 2 * gy * gz * (xy * xz - yz * xx)
+    ) / slope2
+    apart = (both * both - 4 * product).clamp(min=0).sqrt()
+    still = both + apart > 2 * SHEET_EDGE
+    if tips:
+        still &= both - apart < TIP * (both + apart)
+    return torch.where(still, 0.0, both).clamp(min=-STEEPEST)
 
 
 def _redistanced(near: Tensor) -> Tensor:  # [7, N] -> [N]

@@ -187,6 +187,7 @@ class _Run:
             field.half_size,
             self.views,
             steps=self.config.film_steps,
+            torn=True,
             look=self._look_for_cancel,
         )
         field.start += interleaved(start_from_distance((film - distance) * (2 / cells)))
