@@ -136,6 +136,68 @@ def test_a_hole_in_a_thin_sheet_does_not_grow_and_a_bump_on_it_goes():
     assert before > 5 and then < 3  # the sheet's own top is at 1.5
 
 
+def test_a_peak_on_a_board_goes_and_the_board_s_edge_stays_where_it_is():
+    """A peak is sharp both ways, the edge of a board one way only."""
+    x, y, z = cells(64)
+    across = torch.sqrt(x**2 + z**2)
+    board = torch.maximum(y.abs() - 1.5, across - 18)
+    spike = torch.maximum((across - (15 - y) / 4) * 0.97, -1 - y)  # a cone of 15 cells
+    begun = torch.minimum(board, spike)
+    free = torch.ones_like(x)
+    steps = 60
+    assert heights(begun)[31:33, 31:33].amax() > 10
+    with_tips, without = (flow(begun, free, steps, tips=tips) for tips in (True, False))
+    assert heights(with_tips)[31:33, 31:33].amax() < heights(without)[31:33, 31:33].amax() - 2
+    for after in (with_tips, without):
+        assert radius_along(after) == pytest.approx(radius_along(begun), abs=0.25)
+
+
+@pytest.mark.parametrize("thick", [2.0, 3.0, 4.0])
+@pytest.mark.parametrize("tips", [True, False])
+def test_no_hole_of_a_board_grows(thick, tips):
+    x, y, z = cells(64)
+    across = torch.sqrt(x**2 + z**2)
+    board = torch.maximum(y.abs() - thick / 2, 6 - across)
+    free = (torch.maximum(x.abs(), z.abs()) < 28).float()
+    after = flow(board, free, 150, tips=tips)
+    open_before, open_after = (int((v[16:48, 31:33, 16:48] >= 0).sum()) for v in (board, after))
+    assert 0 < open_after <= open_before
+
+
+def test_a_scrap_that_a_fit_left_where_no_view_looks_is_drawn_in():
+    """It would hang there for ever: along it all edges are as sharp as a board's."""
+    x, y, z = cells(64)
+    stick = torch.maximum(torch.sqrt((y - 16.5) ** 2 + (z - 2) ** 2) - 1.4, x.abs() - 5)
+    begun = torch.minimum(board_with(0.0), stick)  # the board's top is at 14
+    views = seen_from(orbit())
+    above = slice(47, 64)  # centres from 15.5
+    free = unseen_cells(begun, torch.zeros(3), 0.9, views)
+    scrap = begun[:, above] < 0
+    assert int(scrap.sum()) > 30 and bool((free[:, above][scrap] == 1).all())
+    after = hang_film(begun, torch.zeros(3), 0.9, views, torn=True)
+    assert int((after[:, above] < 0).sum()) == 0
+    assert torch.equal(after[free == 0], begun[free == 0])
+
+
+def test_a_single_cell_that_shows_through_a_gap_holds_nothing(monkeypatch):
+    from v3d_core import soap_film
+
+    begun, views = board_with(4.5), seen_from(orbit())
+    without = unseen_cells(begun, torch.zeros(3), 0.9, views)
+    see = soap_film.see_surface
+
+    def with_a_gap(points, normals, hull, views):
+        seen = see(points, normals, hull, views)
+        # the cell at the top of the roof's middle
+        peak = (points - torch.tensor([0.0, 18.5 * 0.9 / 32, 0.0])).norm(dim=-1).argmin()
+        assert float(seen[:, peak].amax()) < SEEN_FACING
+        seen[0, peak] = 1.0
+        return seen
+
+    monkeypatch.setattr(soap_film, "see_surface", with_a_gap)
+    assert torch.equal(unseen_cells(begun, torch.zeros(3), 0.9, views), without)
+
+
 def test_a_surface_seen_from_all_around_does_not_move():
     x, y, z = cells()
     ball = torch.sqrt(x**2 + y**2 + z**2) - 15

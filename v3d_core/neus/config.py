@@ -99,7 +99,7 @@ NEUS_PRESETS: dict[str, NeusFitConfig] = {
 }
 
 # On NVIDIA GPUs a step of many rays takes hardly longer than one of few.
-_GPU = NeusFitConfig(steps=1500, rays=3072)
+_GPU = NeusFitConfig(steps=1400, rays=3072)
 GPU_NEUS_PRESETS: dict[str, NeusFitConfig] = {
     "draft": _GPU.with_changes(steps=600),
     "normal": _GPU,
