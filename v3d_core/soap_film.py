@@ -108,9 +108,10 @@ def unseen_cells(
     held, shell = torch.zeros_like(distance), torch.zeros_like(distance)
     held[x[seen], y[seen], z[seen]] = 1
     shell[x, y, z] = 1
-    # as most cells around it: the depth buffer has gaps, and what shows through holds a peak
+    # with a third of the cells around it: the depth buffer has gaps, and one seen through them
+    # would hold a peak
     near_by = F.avg_pool3d(torch.stack([held, shell])[:, None], 3, 1, 1)[:, 0]
-    held = shell * (near_by[0] > near_by[1] / 2)
+    held = held * (near_by[0] > near_by[1] / 3)
     # over one more cell the film moves less and less
     return (distance_to_nearest(held > 0) - HELD_CELLS).clamp(0, 1)
 
