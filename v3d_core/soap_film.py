@@ -70,7 +70,7 @@ def hang_film(
     """
     free = unseen_cells(distance, centre, half_size, views)
     look()
-    start = flow(distance, free, TRIMMING_STEPS, look) if torn else distance
+    start = _trimmed(distance, free, look) if torn else distance
     grids = [(start, free)]
     while len(grids) < GRIDS and len(grids[0][0]) % 2 == 0:
         grids.insert(0, _halved(*grids[0]))
@@ -81,6 +81,15 @@ def hang_film(
         after = flow(before + mobile * moved, mobile, steps, look, tips=not torn)
         moved = after - before
     return start + moved
+
+
+def _trimmed(distance: Tensor, free: Tensor, look: Callable[[], None]) -> Tensor:
+    """Tips drawn in on this grid; distances beyond the cells that the flow computes are new."""
+    near = flow(distance, free, TRIMMING_STEPS, look)
+    solid = near < 0
+    # a cell's centre lies half a cell from its faces
+    far = torch.where(solid, 0.5 - distance_to_nearest(~solid), distance_to_nearest(solid) - 0.5)
+    return torch.lerp(near, far, free * (near.abs() - BAND / 2).clamp(0, 1))
 
 
 def _halved(distance: Tensor, free: Tensor) -> tuple[Tensor, Tensor]:
