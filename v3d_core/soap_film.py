@@ -65,8 +65,8 @@ def hang_film(
         look: Called several times a second; may raise to cancel.
 
     Returns:
-        Distances of the same kind, equal to those given where the surface is seen and wherever the
-        film did not come within `BAND`.
+        Distances of the same kind, equal to those given where the surface is seen and, unless
+        `torn`, wherever the film did not come within `BAND`.
     """
     free = unseen_cells(distance, centre, half_size, views)
     look()
