@@ -87,8 +87,12 @@ def _trimmed(distance: Tensor, free: Tensor, look: Callable[[], None]) -> Tensor
     """Tips drawn in on this grid; distances beyond the cells that the flow computes are new."""
     near = flow(distance, free, TRIMMING_STEPS, look)
     solid = near < 0
+    look()  # at Cancel: each of the two takes up to half a second
     # a cell's centre lies half a cell from its faces
-    far = torch.where(solid, 0.5 - distance_to_nearest(~solid), distance_to_nearest(solid) - 0.5)
+    outside = distance_to_nearest(solid) - 0.5
+    look()
+    far = torch.where(solid, 0.5 - distance_to_nearest(~solid), outside)
+    look()
     return torch.lerp(near, far, free * (near.abs() - BAND / 2).clamp(0, 1))
 
 
