@@ -218,7 +218,10 @@ def main() -> None:
     parser.add_argument("--faces", type=int, default=20_000)
     parser.add_argument("--size", type=int, default=1024, help="texels along a side")
     parser.add_argument(
-        "--refine-geometry", action="store_true", help="of all methods but the splat"
+        "--refine-geometry",
+        action=argparse.BooleanOptionalAction,
+        default=AssetConfig.refine_geometry,
+        help="of all methods but the splat; default: on",
     )
     parser.add_argument("--only", nargs="*", help="names of objects; default: all")
     parser.add_argument("--keep", type=Path, help="folder for the meshes")

@@ -35,8 +35,9 @@ def add_refine_commands(commands: Any) -> None:
     )
     refine.add_argument(
         "--refine-geometry",
-        action="store_true",
-        help="first move vertices to where the views see the surface, if they agree",
+        action=argparse.BooleanOptionalAction,
+        default=DEFAULTS.refine_geometry,
+        help="first move vertices to where the views see the surface, if they agree; default: on",
     )
     refine.add_argument(
         "--new-uvs", action="store_true", help="unwrap anew even if the mesh has uvs"

@@ -115,8 +115,11 @@ class MeshQueries:
 
     def points(self, face: Tensor, barycentric: Tensor) -> Tensor:  # [...], [..., 3] -> [..., 3]
         """World points of hits; of rays that miss, the origin."""
-        corners = self.vertices[self.faces[face.clamp_min(0)]]
-        return (barycentric[..., None] * corners).sum(dim=-2)
+        corners = self.faces[face.clamp_min(0)]
+        # corner by corner: a sum over three is slow in torch on a CPU
+        parts = (barycentric[..., k, None] * self.vertices[corners[..., k]] for k in range(3))
+        first, second, third = parts
+        return first + second + third
 
 
 def cast_pixels(

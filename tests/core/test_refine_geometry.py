@@ -156,7 +156,8 @@ def test_progress_counts_up_and_raising_in_it_cancels(views):
 
     with pytest.raises(KeyboardInterrupt):
         refine_geometry(ball(), views, QUICK, progress=stop)
-    assert steps == [(k + 1, 6 * VIEWS) for k in range(VIEWS + 2)]
+    looks = 2 + len(QUICK.blurs_px) * QUICK.rounds  # one before and one after the steps
+    assert steps == [(k + 1, looks * VIEWS) for k in range(VIEWS + 2)]
 
 
 def test_bad_meshes_and_settings_are_refused(views):

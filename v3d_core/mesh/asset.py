@@ -40,7 +40,7 @@ class AssetConfig:
     num_views: int | None = None  # views used, evenly spaced; None: all
     lpips_weight: float = 0.0  # as in RefineConfig
     iterations: int = 0
-    refine_geometry: bool = False  # move vertices to where the views agree, if they do
+    refine_geometry: bool = True  # move vertices to where the views agree, if they do
 
     def __post_init__(self) -> None:
         if self.align not in ALIGN_CHOICES:
@@ -129,16 +129,20 @@ def put_texture(
     config = config or AssetConfig()
     started = time.perf_counter()
     shaped: dict[str, Any] = {}
+    found: list[AlignedViews] = []
     if config.refine_geometry:
-        mesh, shaped = shape_from_views(
+        mesh, shaped, aligned = _shape_from_views(
             mesh, views, config, progress=part_of(progress, 0.0, SHAPING)
         )
         progress = part_of(progress, SHAPING, 1.0)
-    found: list[AlignedViews] = []
+        # views that agree with the surface as it came agree with what they made of it
+        if aligned is not None and not aligned.shaded:
+            found.append(aligned)
 
     def align(surface: Mesh, pictures: Views, progress: Progress) -> Views:
-        settings = ALWAYS if config.align == "on" else None
-        found.append(align_views(surface, pictures, settings, progress=progress))
+        if not found:
+            settings = ALWAYS if config.align == "on" else None
+            found.append(align_views(surface, pictures, settings, progress=progress))
         return found[0].views
 
     result = refine_texture(
@@ -165,15 +169,21 @@ def shape_from_views(
 
     Where views have to be laid on the surface first, they say nothing about it, and it stays.
     """
-    config = config or AssetConfig()
+    return _shape_from_views(mesh, views, config or AssetConfig(), progress=progress)[:2]
+
+
+def _shape_from_views(
+    mesh: Mesh, views: Views, config: AssetConfig, *, progress: Progress
+) -> tuple[Mesh, dict[str, Any], AlignedViews | None]:
+    # and how the views lie on the mesh as it came, where that was looked at
     views = chosen_views(views, config.refining())
-    disagree = config.align == "on"
+    aligned = None
     if config.align == "auto":
-        disagree = align_views(mesh, views, progress=part_of(progress, 0.0, ALIGNING)).moved
-    if disagree:
-        return mesh, {"geometry": {"kept": False, "views": "disagree"}}
+        aligned = align_views(mesh, views, progress=part_of(progress, 0.0, ALIGNING))
+    if config.align == "on" or (aligned is not None and aligned.moved):
+        return mesh, {"geometry": {"kept": False, "views": "disagree"}}, aligned
     refined, report = refine_geometry(mesh, views, progress=part_of(progress, ALIGNING, 1.0))
-    return refined, {"geometry": report}
+    return refined, {"geometry": report}, aligned
 
 
 def part_of(progress: Progress, start: float, end: float) -> Progress:

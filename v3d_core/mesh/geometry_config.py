@@ -11,7 +11,7 @@ class GeometryConfig:
     """Settings; px are pixels of the views at the mesh's distance. Sources: docs/provenance.md."""
 
     blurs_px: tuple[float, ...] = (4.0, 2.0, 1.0, 0.7)  # of the pictures, coarse to fine
-    rounds: int = 2  # Gauss-Newton steps at each blur
+    rounds: int = 1  # Gauss-Newton steps at each blur
     colour_std: float = 0.03  # of a pixel against the common colour of its point
     colour_outlier: float = 0.09  # distance from that colour at which a reading counts half
     outline_std: float = 0.15  # of a px of outline, px

@@ -21,7 +21,7 @@ from .visibility import LEAST_COSINE, ViewMaps, pixel_shifts
 NO_COVERAGE = 1e-3  # below it a blurred picture has no colour to speak of
 SURFACE_PX = 4.0  # a point farther from what its pixel sees is hidden
 OUTSIDE_PX = 1.0  # beside an outline, where the ray must miss the mesh
-BAND_PX = 4  # about the outline, where a pixel's coverage is counted by `RAYS` x `RAYS` rays
+BAND_PX = 2  # about the outline, where a pixel's coverage is counted by `RAYS` x `RAYS` rays
 RAYS = 3
 LEAST_SWING = 0.5  # px that an outline must move when the surface does by one
 LEAST_STEEPNESS = 0.25  # of an outline, in that of a straight edge
@@ -77,6 +77,7 @@ class Surface(NamedTuple):
     sides: Tensor  # [E, 2] and these faces
     face: Tensor  # [R] of the points that colours are read at
     shares: Tensor  # [R, 3] of its corners in them
+    directions: Tensor  # [R, 3] normals there
 
     def moved(self, offsets: Tensor) -> Tensor:  # [P] px -> [P, 3]
         """Places after offsets along the normals; faces do not fold."""
@@ -116,28 +117,27 @@ def _swings(
 
 def read_colours(
     surface: Surface,
-    queries: MeshQueries,
+    points: Tensor,  # [R, 3]
     normals: Tensor,  # [M, 3]
     seen: ViewMaps,
     pictures: Tensor,  # [10, H, W]
     camera: Cameras,
 ) -> Readings:
     """Colours of the surface's points in one view, where it sees them well."""
-    points = queries.points(surface.face, surface.shares)
-    outward = (surface.shares[..., None] * surface.normals[surface.faces[surface.face]]).sum(1)
-    pixels, depths, swings = _swings(points, outward, surface.pixel, camera)
+    towards = F.normalize(camera.centres - points, dim=-1)
+    index = ((towards * normals[surface.face]).sum(-1) > LEAST_COSINE).nonzero()[:, 0]
+    places, directions = points[index], surface.directions[index]
+    pixels, depths, swings = _swings(places, directions, surface.pixel, camera)
     height, width = seen.depth.shape
     x, y = pixels.floor().long().unbind(-1)
     inside = (depths > 0) & (x >= 0) & (x < width) & (y >= 0) & (y < height)
     x, y = x.clamp(0, width - 1), y.clamp(0, height - 1)
     there = (seen.depth[y, x] - depths).abs() < SURFACE_PX * surface.pixel
-    towards = F.normalize(camera.centres - points, dim=-1)
-    facing = (towards * normals[surface.face]).sum(-1) > LEAST_COSINE
-    weight = torch.where(inside & there & facing, seen.weight[y, x], 0.0)
-    index = weight.nonzero()[:, 0]
-    values = _read_at(pictures, pixels[index])
-    slope = (values[:, 4:].view(-1, 2, 3) * swings[index][..., None]).sum(dim=1)
-    return Readings(index, weight[index], values[:, :3], slope)
+    weight = torch.where(inside & there, seen.weight[y, x], 0.0)
+    good = weight.nonzero()[:, 0]
+    values = _read_at(pictures, pixels[good])
+    slope = (values[:, 4:].view(-1, 2, 3) * swings[good][..., None]).sum(dim=1)
+    return Readings(index[good], weight[good], values[:, :3], slope)
 
 
 def colour_rows(
@@ -208,18 +208,19 @@ def read_outline(
 def mesh_coverage(queries: MeshQueries, face: Tensor, camera: Cameras) -> Tensor:  # [H, W]
     """Which part of every pixel the mesh covers; several rays only near the outline."""
     hit = (face != NOTHING).float()
+    both = torch.stack([hit, 1 - hit])
     reach = 2 * BAND_PX + 1
-    widest = F.max_pool2d(hit[None, None], reach, 1, BAND_PX)[0, 0]
-    least = -F.max_pool2d(-hit[None, None], reach, 1, BAND_PX)[0, 0]
-    rows = (widest != least).flatten().nonzero()[:, 0]
+    # a square, one axis after the other
+    both = F.max_pool2d(both, (1, reach), 1, (0, BAND_PX))
+    both = F.max_pool2d(both, (reach, 1), 1, (BAND_PX, 0))
+    rows = both.all(0).flatten().nonzero()[:, 0]
     origins, directions = (rays[0].reshape(-1, 3)[rows] for rays in camera_rays(camera))
     right, down = (camera.camera_to_world[0, :3, k] / camera.K[0, k, k] for k in (0, 1))
-    shifts = pixel_shifts(RAYS)
-    total = torch.zeros(len(rows), device=face.device)
-    for x, y in shifts:
-        total += queries.cast(origins, directions + x * right + y * down).face != NOTHING
+    shifts = directions.new_tensor(pixel_shifts(RAYS)) @ torch.stack([right, down])
+    aims = directions[:, None] + shifts  # [P, RAYS^2, 3]
+    found = queries.cast(origins[:, None].expand_as(aims).reshape(-1, 3), aims.reshape(-1, 3))
     covered = hit.flatten()
-    covered[rows] = total / len(shifts)
+    covered[rows] = (found.face != NOTHING).view(-1, RAYS * RAYS).float().mean(1)
     return covered.view_as(hit)
 
 

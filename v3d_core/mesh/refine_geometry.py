@@ -17,12 +17,14 @@ import torch
 from torch import Tensor
 
 from ..fit_threads import cores_for_warp
+from ..images import crop_views
 from ..mesh_queries import MeshQueries
 from ..mesh_repair import with_normals
 from ..progress import Progress, silent
 from ..structures import Cameras, Mesh, Views
 from .geometry_config import GeometryConfig
 from .geometry_readings import (
+    BAND_PX,
     Rows,
     Surface,
     areas_of,
@@ -41,6 +43,7 @@ LOOK = RefineConfig()  # how far pixels can be trusted is judged as for the text
 START = 0.05  # px off the surface, where rays for the room about it begin
 LEAST_ERROR = 1e-6  # mean square that is as good as none
 MOST_POINTS = 200_000  # on the surface; a lighter mesh gets 4 a face, a heavier one 1
+REACH = 3.0  # standard deviations of a blur, as of `gaussian_blur`
 SOLVER_STEPS = 60  # of conjugate gradients
 
 
@@ -86,18 +89,22 @@ def refine_geometry(
     # once more at the start and at the end: has it become better?
     looks = (config.blurs_px[-1], *steps, config.blurs_px[-1])
     agreements = []
+    # what is farther from every outline than the widest blur reaches says nothing
+    views = crop_views(views, math.ceil(REACH * max(config.blurs_px)) + BAND_PX)
+    pictures, blur_of_pictures = views.masks[:, None], 0.0
     with cores_for_warp(mesh.device):
         surface = surface_of(mesh, views.cameras, config)
         offsets = torch.zeros(len(surface.places), device=mesh.device)  # px
         for number, blur in enumerate(looks):
-            pictures = blurred(views, blur)
+            if blur != blur_of_pictures:
+                pictures, blur_of_pictures = blurred(views, blur), blur
             queries = MeshQueries(surface.moved(offsets), surface.faces)
-            normals = face_normals(queries)
+            normals, points = face_normals(queries), queries.points(surface.face, surface.shares)
             colours, outlines = [], []
             for v in range(len(views)):
                 camera = views.cameras[v]
                 seen = look(queries, normals, camera, views.masks[v], LOOK)
-                colours.append(read_colours(surface, queries, normals, seen, pictures[v], camera))
+                colours.append(read_colours(surface, points, normals, seen, pictures[v], camera))
                 outlines.append(
                     read_outline(surface, queries, normals, seen, pictures[v], camera, blur)
                 )
@@ -135,12 +142,13 @@ def surface_of(mesh: Mesh, cameras: Cameras, config: GeometryConfig) -> Surface:
     start, end = (torch.from_numpy(x).to(places.device) for x in sides(faces.cpu().numpy()))
     first, second = (torch.from_numpy(x).to(places.device) for x in pairs[:2])
     points = _points_of_face(2 if 4 * len(faces) <= MOST_POINTS else 1).to(places)
+    face = torch.arange(len(faces), device=places.device).repeat_interleave(len(points))
+    shares = points.repeat(len(faces), 1)
     return Surface(
         index, places, faces, normals, pixel, room[0], room[1],
         torch.stack([start[first], end[first]], dim=-1),
         torch.stack([first, second], dim=-1) % len(faces),
-        torch.arange(len(faces), device=places.device).repeat_interleave(len(points)),
-        points.repeat(len(faces), 1),
+        face, shares, (shares[..., None] * normals[faces[face]]).sum(dim=1),
     )  # fmt: skip
 
 
