@@ -251,16 +251,18 @@ def test_extra_steps_are_made(views):
 # --- while it works -----------------------------------------------------------------------------
 
 
-def test_the_shape_moves_to_where_the_views_see_it_on_request(views):
-    assert "geometry" not in json.loads(execute(foreign(), views)[3])
+def test_the_shape_moves_to_where_the_views_see_it_unless_told_to_stay(views):
     wide = foreign()
     wide.vertices = wide.vertices * 1.03  # the views show a smaller ball
-    moved, _, _, report = execute(wide, views, refine_geometry=True)
+    stays, _, _, report = execute(wide, views, refine_geometry=False)
+    assert "geometry" not in json.loads(report)
+    assert float((item(stays)[0].norm(dim=1) - 1.03 * RADIUS).abs().max()) < 1e-4 * RADIUS
+    moved, _, _, report = execute(wide, views)
     told = json.loads(report)
     assert told["geometry"]["kept"] and told["geometry"]["moved_px"] > 0.3
     radii = item(moved)[0].norm(dim=1)
     assert float((radii - RADIUS).abs().mean()) < 0.3 * 0.03 * RADIUS
-    disagree = execute(wide, views, refine_geometry=True, frames="disagree")[3]
+    disagree = execute(wide, views, frames="disagree")[3]
     assert json.loads(disagree)["geometry"] == {"kept": False, "views": "disagree"}
 
 
