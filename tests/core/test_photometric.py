@@ -1,4 +1,4 @@
-"""The loss of a fit: its definition in closed form, its gradient, and the fused CUDA kernel."""
+"""The loss of a fit: its definition in closed form, its gradient, and the fused kernels."""
 
 import pytest
 import torch
@@ -144,7 +144,8 @@ def test_gradient_is_that_of_finite_differences(weights):
     )
 
 
-def test_on_cpu_the_loss_is_its_definition():
+def test_where_the_torch_engine_is_forced_the_loss_is_its_definition(monkeypatch):
+    monkeypatch.setenv(engines.ENGINE_VARIABLE, "torch")
     arguments = scene(dtype=torch.float32)
     weights = LossWeights(0.2, 0.2)
     assert torch.equal(
@@ -152,39 +153,59 @@ def test_on_cpu_the_loss_is_its_definition():
     )
 
 
-needs_fused_kernel = pytest.mark.skipif(
-    not torch.cuda.is_available()
-    or engines.find_engine("warp", torch.device("cuda", 0))[0] is None,
-    reason="needs CUDA and Warp",
-)
+def lacks_kernel(device):
+    """Why the kernels cannot run there, or nothing."""
+    if device == "cuda" and not torch.cuda.is_available():
+        return "needs CUDA and Warp"
+    return "" if engines.find_engine("warp", torch.device(device))[0] else "needs Warp"
 
 
-@needs_fused_kernel
-@pytest.mark.parametrize("size", [(16, 16), (1, 1), (5, 40), (33, 50), (130, 97)])
+devices = [
+    pytest.param(
+        name, marks=pytest.mark.skipif(bool(lacks_kernel(name)), reason=lacks_kernel(name) or "-")
+    )
+    for name in ("cpu", "cuda")
+]
+
+
+@pytest.mark.parametrize("device", devices)
+@pytest.mark.parametrize("size", [(16, 16), (1, 1), (5, 40), (33, 50), (130, 97), (64, 64)])
 @pytest.mark.parametrize("weights", [(0.0, 0.0), (0.2, 0.0), (0.0, 0.3), (0.2, 0.2), (1.0, 1.0)])
-def test_fused_loss_and_gradient_are_those_of_the_definition(size, weights, monkeypatch):
+def test_fused_loss_and_gradient_are_those_of_the_definition(size, weights, device, monkeypatch):
     monkeypatch.setenv(engines.ENGINE_VARIABLE, "warp")
     height, width = size
     weights = LossWeights(*weights)
     double = scene(views=5, batch=(4, 1, 2), height=height, width=width, seed=3)
     pictures, *rest = (part if part.dtype == torch.int64 else part.float() for part in double)
-    pictures = pictures.cuda().requires_grad_()
-    loss = photometric_loss(pictures, *(part.cuda() for part in rest), weights)
+    pictures = pictures.to(device).requires_grad_()
+    loss = photometric_loss(pictures, *(part.to(device) for part in rest), weights)
     (3 * loss).backward()
     true_pictures = double[0].requires_grad_()
     true = photometric_loss_torch(true_pictures, *double[1:], weights)
     (3 * true).backward()
-    assert float(loss) == pytest.approx(float(true), rel=1e-4)
+    assert loss.item() == pytest.approx(true.item(), rel=1e-4)
     difference = (pictures.grad.cpu().double() - true_pictures.grad).norm()
     assert float(difference) <= 1e-3 * float(true_pictures.grad.norm())
 
 
-@needs_fused_kernel
-def test_fused_loss_takes_pictures_that_are_not_contiguous(monkeypatch):
+@pytest.mark.parametrize("device", devices)
+def test_fused_loss_takes_pictures_that_are_not_contiguous(device, monkeypatch):
     monkeypatch.setenv(engines.ENGINE_VARIABLE, "warp")
-    pictures, *rest = (part.cuda() for part in scene(dtype=torch.float32))
+    pictures, *rest = (part.to(device) for part in scene(dtype=torch.float32))
     strided = torch.stack([pictures, pictures], dim=-1)[..., 0]
     weights = LossWeights(0.2, 0.2)
     assert torch.equal(
         photometric_loss(strided, *rest, weights), photometric_loss(pictures, *rest, weights)
     )
+
+
+def test_fused_loss_on_the_cpu_is_the_same_bits_twice(monkeypatch):
+    monkeypatch.setenv(engines.ENGINE_VARIABLE, "warp")
+    pictures, *rest = scene(height=130, width=97, dtype=torch.float32)
+    found = []
+    for _ in range(2):
+        mine = pictures.clone().requires_grad_()
+        loss = photometric_loss(mine, *rest, LossWeights(0.2, 0.2))
+        loss.backward()
+        found.append((loss.detach(), mine.grad))
+    assert torch.equal(found[0][0], found[1][0]) and torch.equal(found[0][1], found[1][1])

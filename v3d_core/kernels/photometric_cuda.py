@@ -12,7 +12,8 @@ import warp as wp
 # Warp names its cache files after this; ComfyUI imports the pack under a name with slashes in it.
 __name__ = "v3d_core.kernels.photometric_cuda"
 
-TILE = 16  # pixels
+TILE_WIDTH = 16  # pixels
+TILE_HEIGHT = 16  # pixels
 BLOCK = 256  # threads
 LOSSES = 4  # floats per block: L1, 1 - SSIM, coverage, unused; sums over its pixels
 DERIVATIVES = 9  # floats per pixel: three per channel

@@ -6,9 +6,10 @@ on the CPU shape this file: a launch runs on one thread but releases the GIL, so
 thread owns what it writes; only C loops inside a native snippet are vectorised.
 
 A picture is cut in tiles of 16x16 pixels. Pairs (tile, Gaussian) are listed per tile in depth
-order by a counting sort. Both directions walk a tile's list front to back and do whole rows of 16
-pixels per instruction; the gradient of a pair goes to a slot of its own and is summed per Gaussian
-afterwards, which is repeatable. Contract and oracle: `splats/torch_raster.py`.
+order by a counting sort. Both directions walk a tile's list front to back and do a tile's left or
+right half row, 8 pixels, per instruction, where a Gaussian reaches into it; the gradient of a pair
+goes to a slot of its own and is summed per Gaussian afterwards, which is repeatable. Contract and
+oracle: `splats/torch_raster.py`.
 
 Records and their gradients are those of `splat_records`. Pictures have 4 channels: premultiplied
 colour and coverage.
@@ -32,7 +33,7 @@ auto fast_exp = [](float x) -> float {
             + y * (0.0398483097f + y * 0.005885253063f))));
   p = p * p; p = p * p; return p * p;
 };
-constexpr int TILE = 16, PIXELS = 256;
+constexpr int TILE = 16, HALF = 8, PIXELS = 256;
 constexpr float MIN_ALPHA = 1.f / 255.f, MAX_ALPHA = 0.99f, OPAQUE = 1e-5f;
 """
 
@@ -51,20 +52,24 @@ for (int m = begin; m < end; ++m) {
   float a = q[2] * -.5f, b = -q[3], c = q[4] * -.5f, o = q[5], r = q[6], g = q[7], bl = q[8];
   int row0 = (int)(y - q[9]), row1 = (int)(y + q[9]) + 2;
   row0 = row0 < 0 ? 0 : row0; row1 = row1 > TILE ? TILE : row1;
+  int half0 = x - q[10] < HALF ? 0 : HALF, half1 = x + q[10] > HALF - 1 ? TILE : HALF;
   for (int j = row0; j < row1; ++j) {
     float dy = y - j, cyy = c * dy * dy, bdy = b * dy;
-    float* Tj = T + j * TILE; float* Rj = R + j * TILE; float* Gj = G + j * TILE;
-    float* Bj = B + j * TILE;
-    #pragma clang loop vectorize(enable) interleave(disable)
-    for (int i = 0; i < TILE; ++i) {
-      float dx = x - i;
-      float power = (a * dx + bdy) * dx + cyy;
-      power = power > -8.f ? power : -8.f;
-      float alpha = o * fast_exp(power);
-      alpha = alpha < MAX_ALPHA ? alpha : MAX_ALPHA;
-      alpha = alpha >= MIN_ALPHA ? alpha : 0.f;
-      float w = alpha * Tj[i];
-      Rj[i] += w * r; Gj[i] += w * g; Bj[i] += w * bl; Tj[i] -= w;
+    for (int half = half0; half < half1; half += HALF) {
+      float* Tj = T + j * TILE + half; float* Rj = R + j * TILE + half;
+      float* Gj = G + j * TILE + half; float* Bj = B + j * TILE + half;
+      float from = x - half;
+      #pragma clang loop vectorize(enable) interleave(disable)
+      for (int i = 0; i < HALF; ++i) {
+        float dx = from - i;
+        float power = (a * dx + bdy) * dx + cyy;
+        power = power > -8.f ? power : -8.f;
+        float alpha = o * fast_exp(power);
+        alpha = alpha < MAX_ALPHA ? alpha : MAX_ALPHA;
+        alpha = alpha >= MIN_ALPHA ? alpha : 0.f;
+        float w = alpha * Tj[i];
+        Rj[i] += w * r; Gj[i] += w * g; Bj[i] += w * bl; Tj[i] -= w;
+      }
     }
   }
   if ((m & 15) == 15) {
@@ -109,36 +114,41 @@ for (int m = begin; m < end; ++m) {
   float a = q[2] * -.5f, b = -q[3], c = q[4] * -.5f, o = q[5], r = q[6], g = q[7], bl = q[8];
   int row0 = (int)(y - q[9]), row1 = (int)(y + q[9]) + 2;
   row0 = row0 < 0 ? 0 : row0; row1 = row1 > TILE ? TILE : row1;
-  float A[9][TILE];
-  for (int k = 0; k < 9; ++k) for (int i = 0; i < TILE; ++i) A[k][i] = 0.f;
+  int half0 = x - q[10] < HALF ? 0 : HALF, half1 = x + q[10] > HALF - 1 ? TILE : HALF;
+  float A[9][HALF];
+  for (int k = 0; k < 9; ++k) for (int i = 0; i < HALF; ++i) A[k][i] = 0.f;
   for (int j = row0; j < row1; ++j) {
     float dy = y - j, cyy = c * dy * dy, bdy = b * dy;
-    float* Tj = T + j * TILE; float* Sj = S + j * TILE;
-    float* h0 = g0 + j * TILE; float* h1 = g1 + j * TILE;
-    float* h2 = g2 + j * TILE; float* h3 = g3 + j * TILE;
-    #pragma clang loop vectorize(enable) interleave(disable)
-    for (int i = 0; i < TILE; ++i) {
-      float dx = x - i;
-      float power = (a * dx + bdy) * dx + cyy;
-      power = power > -8.f ? power : -8.f;
-      float e = fast_exp(power);
-      float alpha = o * e;
-      float live = alpha >= MIN_ALPHA ? 1.f : 0.f;
-      float free_ = alpha < MAX_ALPHA ? live : 0.f;
-      alpha = (alpha < MAX_ALPHA ? alpha : MAX_ALPHA) * live;
-      float t = Tj[i], w = alpha * t;
-      float gain = h0[i] * r + h1[i] * g + h2[i] * bl + h3[i];
-      float s = Sj[i] - w * gain;
-      Sj[i] = s; Tj[i] = t - w;
-      A[0][i] += w * h0[i]; A[1][i] += w * h1[i]; A[2][i] += w * h2[i];
-      float d_alpha = (t * gain - s / (1.f - alpha)) * free_;
-      float d_power = d_alpha * alpha, px = d_power * dx, py = d_power * dy;
-      A[3][i] += d_power;
-      A[4][i] += px; A[5][i] += py; A[6][i] += px * dx; A[7][i] += px * dy; A[8][i] += py * dy;
+    for (int half = half0; half < half1; half += HALF) {
+      int at = j * TILE + half;
+      float* Tj = T + at; float* Sj = S + at;
+      float* h0 = g0 + at; float* h1 = g1 + at;
+      float* h2 = g2 + at; float* h3 = g3 + at;
+      float from = x - half;
+      #pragma clang loop vectorize(enable) interleave(disable)
+      for (int i = 0; i < HALF; ++i) {
+        float dx = from - i;
+        float power = (a * dx + bdy) * dx + cyy;
+        power = power > -8.f ? power : -8.f;
+        float e = fast_exp(power);
+        float alpha = o * e;
+        float live = alpha >= MIN_ALPHA ? 1.f : 0.f;
+        float free_ = alpha < MAX_ALPHA ? live : 0.f;
+        alpha = (alpha < MAX_ALPHA ? alpha : MAX_ALPHA) * live;
+        float t = Tj[i], w = alpha * t;
+        float gain = h0[i] * r + h1[i] * g + h2[i] * bl + h3[i];
+        float s = Sj[i] - w * gain;
+        Sj[i] = s; Tj[i] = t - w;
+        A[0][i] += w * h0[i]; A[1][i] += w * h1[i]; A[2][i] += w * h2[i];
+        float d_alpha = (t * gain - s / (1.f - alpha)) * free_;
+        float d_power = d_alpha * alpha, px = d_power * dx, py = d_power * dy;
+        A[3][i] += d_power;
+        A[4][i] += px; A[5][i] += py; A[6][i] += px * dx; A[7][i] += px * dy; A[8][i] += py * dy;
+      }
     }
   }
   float* out = pair_gradients.data + (size_t)pair_slot.data[m] * 9;
-  for (int k = 0; k < 9; ++k) { float v = 0; for (int i = 0; i < TILE; ++i) v += A[k][i]; out[k] = v; }
+  for (int k = 0; k < 9; ++k) { float v = 0; for (int i = 0; i < HALF; ++i) v += A[k][i]; out[k] = v; }
   if ((m & 15) == 15) {
     float most = 0.f;
     for (int i = 0; i < PIXELS; ++i) most = T[i] > most ? T[i] : most;

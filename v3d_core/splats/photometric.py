@@ -1,12 +1,10 @@
-"""The loss of a splat fit: pictures against targets over a background. Torch, and fast on CUDA."""
+"""The loss of a splat fit: pictures against targets over a background. Torch, and Warp's kernels."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from ..losses import SSIM_RADIUS, ssim_map
 from .engines import choose_engine
@@ -37,8 +35,10 @@ def photometric_loss(
         backgrounds: sRGB behind each picture. [B, 3]
         weights: Shares of the parts.
     """
-    if pictures.is_cuda and choose_engine(pictures.device, pictures.dtype).name == "warp":
-        return _FusedLoss.apply(pictures, targets, confidences, batch, backgrounds, weights)
+    if choose_engine(pictures.device, pictures.dtype).name == "warp":
+        from .warp_photometric import photometric_loss_warp
+
+        return photometric_loss_warp(pictures, targets, confidences, batch, backgrounds, weights)
     return photometric_loss_torch(pictures, targets, confidences, batch, backgrounds, weights)
 
 
@@ -63,51 +63,3 @@ def photometric_loss_torch(
         coverage = (pictures[..., 3] - wanted[..., 3]).abs() * confidence[..., 0]
         loss = loss + weights.mask * coverage.mean()
     return loss
-
-
-class _FusedLoss(torch.autograd.Function):
-    """`kernels/photometric_cuda` behind autograd."""
-
-    @staticmethod
-    def forward(ctx, pictures, targets, confidences, batch, backgrounds, weights: LossWeights):
-        from ..kernels import photometric_cuda as kernels
-        from .warp_cuda_raster import engine
-
-        count, height, width, _ = pictures.shape
-        columns, rows = -(-width // kernels.TILE), -(-height // kernels.TILE)
-        blocks = count * columns * rows
-        derivatives = pictures.new_empty(
-            count * height * width * kernels.DERIVATIVES if weights.ssim else 1
-        )
-        sums = pictures.new_empty(blocks, kernels.LOSSES)
-        ctx.arguments = [
-            pictures.detach().contiguous(), targets, confidences, batch, backgrounds.contiguous(),
-            columns, rows, width, height, int(weights.ssim > 0), derivatives,
-        ]  # fmt: skip
-        ctx.weights, ctx.blocks = weights, blocks
-        engine(pictures.device).launch(
-            kernels.compare_pictures, [*ctx.arguments, sums], blocks * kernels.BLOCK
-        )
-        pixels = count * height * width
-        shares = (
-            (1 - weights.ssim) / (3 * pixels),
-            weights.ssim / (3 * pixels),
-            weights.mask / pixels,
-        )
-        ctx.shares = shares
-        l1, dissimilarity, coverage, _ = sums.sum(0).unbind()
-        return shares[0] * l1 + shares[1] * dissimilarity + shares[2] * coverage
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad_loss):  # pyright: ignore[reportIncompatibleMethodOverride]
-        from ..kernels import photometric_cuda as kernels
-        from .warp_cuda_raster import engine
-
-        grad = torch.empty_like(ctx.arguments[0])
-        engine(grad.device).launch(
-            kernels.differentiate_pictures,
-            [*ctx.arguments, *ctx.shares, grad],
-            ctx.blocks * kernels.BLOCK,
-        )
-        return grad * grad_loss, None, None, None, None, None

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ..kernels import splat_records, splat_tiles
+from ..kernels import photometric, splat_records, splat_tiles
 from ..kernels.warp_engine import WarpEngine, contiguous
 from .projection import Pinholes
 
@@ -34,7 +34,7 @@ def rasterize_warp(
 @cache
 def engine() -> WarpEngine:
     """The CPU's engine; compiles its kernels at the first call ever (seconds)."""
-    return WarpEngine(torch.device("cpu"), (splat_records, splat_tiles))
+    return WarpEngine(torch.device("cpu"), (splat_records, splat_tiles, photometric))
 
 
 @dataclass(frozen=True)
@@ -126,10 +126,9 @@ class _Rasterize(torch.autograd.Function):
         width, height = pinholes.width, pinholes.height
         records = project(e, inputs, colours, pinholes)
         pictures = torch.empty(len(records), height, width, 4)
-        lists = []
-        for record, picture in zip(records, pictures, strict=True):
-            listed = _list_tiles(e, record, width, height)
-            lists.append(listed)
+        # a list is made by one thread, those of several pictures beside each other
+        lists = list(e.pool.map(lambda record: _list_tiles(e, record, width, height), records))
+        for record, listed, picture in zip(records, lists, pictures, strict=True):
             e.share(
                 splat_tiles.composite_tiles,
                 [record, listed.pair_gaussian, listed.tile_start, listed.columns, width, height,
