@@ -42,7 +42,7 @@ from v3d_core.neus.config import (  # noqa: E402
 from v3d_core.neus.extract import extract_mesh  # noqa: E402
 from v3d_core.neus.fit import fit_neus  # noqa: E402
 from v3d_core.reconstruct import guide_of_splat  # noqa: E402
-from v3d_core.splats.config import splat_preset  # noqa: E402
+from v3d_core.splats.config import SplatFitConfig, guide_preset, splat_preset  # noqa: E402
 from v3d_core.splats.consensus import align_frames  # noqa: E402
 from v3d_core.splats.fit import SplatFit, fit_splats  # noqa: E402
 from v3d_core.splats.raster import render_splats  # noqa: E402
@@ -63,9 +63,13 @@ COLUMNS = {
 }
 
 
-def splat_of(views: Views, options: argparse.Namespace) -> SplatFit:
-    """The splat that the methods share a recipe for."""
-    config = splat_preset(options.splat_preset, views.device.type)
+def splat_of(
+    views: Views,
+    options: argparse.Namespace,
+    preset: Callable[[str, str], SplatFitConfig] = splat_preset,
+) -> SplatFit:
+    """The splat that `splat` and `core` make a mesh of; `neus` has one of `guide_preset`."""
+    config = preset(options.splat_preset, views.device.type)
     return fit_splats(views, config.with_changes(seed=options.seed))
 
 
@@ -106,7 +110,7 @@ def core_mesh(views: Views, options: argparse.Namespace) -> Mesh:
 
 def neus_mesh(views: Views, options: argparse.Namespace) -> Mesh:
     """The surface fit, from the depth of a fitted splat."""
-    fit = splat_of(views, options)
+    fit = splat_of(views, options, guide_preset)
     views, depths, config = guide_of_splat(fit, neus_config(views, options))
     field = fit_neus(views, config, depths=depths).field
     return extract_mesh(field, options.resolution)

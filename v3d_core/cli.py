@@ -46,7 +46,13 @@ from .mesh.asset import AssetConfig
 from .mesh.config import SplatMeshConfig
 from .reconstruct import prepare_output, reconstruct
 from .report import Stopwatch, write_report
-from .splats.config import ALIGN_CHOICES, SPLAT_PRESETS, SplatFitConfig, splat_preset
+from .splats.config import (
+    ALIGN_CHOICES,
+    SPLAT_PRESETS,
+    SplatFitConfig,
+    guide_preset,
+    splat_preset,
+)
 from .splats.fit import fit_splats
 from .structures import Views
 
@@ -173,7 +179,8 @@ def _add_mesh(parser: argparse.ArgumentParser) -> None:
         choices=("splat", "neus", "none"),
         default="splat",
         help="splat: from its depth, in seconds; neus: a surface fitted to the views, smoother and "
-        "more exact, in minutes on a CPU; default: %(default)s",
+        "more exact, in minutes on a CPU, where the splat that guides it takes longer, too; "
+        "default: %(default)s",
     )
 
 
@@ -280,7 +287,8 @@ def chosen_asset(options: argparse.Namespace) -> AssetConfig | None:
 
 def chosen_fit(options: argparse.Namespace) -> SplatFitConfig:
     """The preset with the options that were given."""
-    preset = splat_preset(options.preset, chosen_device(options.device).type)
+    preset_for = guide_preset if getattr(options, "mesh", None) == "neus" else splat_preset
+    preset = preset_for(options.preset, chosen_device(options.device).type)
     return preset.with_changes(
         seed=options.seed,
         resolution=options.resolution,

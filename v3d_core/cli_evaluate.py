@@ -19,7 +19,7 @@ from .cli_shared import (
 from .evaluation import REPORT_NAMES, Unit, evaluate, failures
 from .evaluation_methods import DEFAULT_METHODS, METHODS, EvaluationConfig
 from .neus.config import neus_preset
-from .splats.config import SPLAT_PRESETS, splat_preset
+from .splats.config import SPLAT_PRESETS, guide_preset, splat_preset
 
 DEFAULTS = EvaluationConfig()
 SHOWN = (  # of a unit that ended, in its line
@@ -72,6 +72,7 @@ def run_evaluate(options: argparse.Namespace) -> int:
         DEFAULTS,
         methods=tuple(dict.fromkeys(options.methods)),
         splat=splat_preset(options.preset, device.type).with_changes(seed=options.seed),
+        guide=guide_preset(options.preset, device.type),
         neus=neus_preset(options.preset, device.type),
         runs=options.runs,
     )

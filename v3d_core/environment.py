@@ -18,7 +18,7 @@ import torch
 
 from . import __version__, backends, mesh_queries
 from .mesh import unwrap
-from .neus.engines import COMPOSITORS, HASH_GRIDS
+from .neus.engines import COLOUR_NETWORKS, COMPOSITORS, DISTANCE_NETWORKS, HASH_GRIDS, SAMPLERS
 from .splats import engines as splat_engines
 
 # package names as they stand in `backends.OPTIONAL_PACKAGES`
@@ -87,10 +87,12 @@ def _tasks() -> list[tuple[str, tuple[str, ...], str, _Choice]]:
         return name, [reason] if reason else []
 
     agrees = "agrees with torch"
+    on_cpus = (DISTANCE_NETWORKS, COLOUR_NETWORKS, SAMPLERS)
     return [
         ("splat raster", ("warp", "gsplat"), agrees, splat_engines.explain_choice),
         ("hash grid", tuple(HASH_GRIDS.candidates), agrees, HASH_GRIDS.explain_choice),
         ("compositing", tuple(COMPOSITORS.candidates), agrees, COMPOSITORS.explain_choice),
+        *((e.task, tuple(e.candidates), agrees, e.explain_choice) for e in on_cpus),
         ("mesh queries", ("warp",), "runs", lambda d: single(mesh_queries.choose_engine(d))),
         ("unwrapping", ("xatlas",), "imports", lambda _: single(unwrap.choose_engine())),
     ]

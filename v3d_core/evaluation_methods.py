@@ -52,6 +52,7 @@ class EvaluationConfig:
 
     methods: tuple[str, ...] = DEFAULT_METHODS
     splat: SplatFitConfig = field(default_factory=SplatFitConfig)  # run r takes its seed + r
+    guide: SplatFitConfig | None = None  # of the splat that guides `neus`; None: that one
     mesh: SplatMeshConfig = field(default_factory=SplatMeshConfig)
     neus: NeusFitConfig = field(default_factory=NeusFitConfig)
     asset: AssetConfig = field(default_factory=AssetConfig)
@@ -85,6 +86,7 @@ class EvaluationConfig:
         if method == "splat-mesh":
             settings["mesh"] = dataclasses.asdict(self.mesh)
         if method == "neus":
+            settings["splat"] = dataclasses.asdict(self.guide or self.splat)
             settings |= {"neus": dataclasses.asdict(self.neus), "resolution": self.resolution}
         return settings
 
@@ -142,16 +144,24 @@ class Pipeline:
         config = self.config.splat.with_changes(seed=self.seed)
         return self._stage("fit", lambda: fit_splats(self.views, config, progress=progress))
 
+    def guide(self, progress: Progress = silent) -> tuple[SplatFit, Cost]:
+        """The splat that guides the NeuS fit."""
+        if self.config.guide is None:
+            return self.fit(progress)
+        config = self.config.guide.with_changes(seed=self.seed)
+        return self._stage("guide", lambda: fit_splats(self.views, config, progress=progress))
+
     def mesh(self, method: str, progress: Progress = silent) -> tuple[Mesh, Cost]:
         """The mesh of a method other than `splat` and `consistency`."""
         if method == "hull":
             return self._stage("hull", lambda: hull_mesh(self.views, self.config.hull_resolution))
         if method == "texture":
             return self._texture(progress)
-        fit, cost = self.fit(progress)
         if method == "splat-mesh":
+            fit, cost = self.fit(progress)
             mesh, own = self._stage(method, lambda: self._splat_mesh(fit, progress))
             return mesh, cost.then(own)
+        fit, cost = self.guide(progress)
         field_, own = self._stage("field", lambda: self._field(fit, progress))
         cost = cost.then(own)
         mesh, own = self._stage(

@@ -14,7 +14,7 @@ from v3d_core.formats.views import load_views
 from v3d_core.neus import config as neus_config
 from v3d_core.neus.store import load_field
 from v3d_core.normals import encode_normals
-from v3d_core.splats.config import SplatFitConfig
+from v3d_core.splats.config import SplatFitConfig, guide_preset, splat_preset
 from v3d_core.splats.consensus import Consensus
 
 SIZE = 48  # px, of the demo orbit
@@ -224,3 +224,18 @@ def test_reconstruct_makes_its_mesh_from_a_surface(orbit_folder, tmp_path, monke
     report = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
     assert "field.safetensors" not in report["files"] and report["neus"] is None
     assert any("field.safetensors is of an earlier run" in text for text in report["warnings"])
+
+
+def test_a_cpus_splat_takes_longer_where_it_guides_a_surface():
+    def chosen(*more):
+        command = ["reconstruct", "frames", "--out", "out", "--device", "cpu", *more]
+        return cli.chosen_fit(cli.build_parser().parse_args(command))
+
+    assert chosen() == chosen("--mesh", "splat") == splat_preset("normal", "cpu")
+    assert chosen("--mesh", "neus") == guide_preset("normal", "cpu") == splat_preset("best", "cpu")
+    assert chosen("--mesh", "neus", "--preset", "draft") == splat_preset("draft", "cpu")
+    for name in ("draft", "normal", "best"):
+        assert guide_preset(name, "cuda") == splat_preset(name, "cuda")
+    assert guide_preset("best", "cpu") == splat_preset("best", "cpu")
+    with pytest.raises(ValueError, match="no preset 'finest'"):
+        guide_preset("finest", "cpu")

@@ -31,7 +31,7 @@ def of(report, kind, name):
 def test_the_engines_are_those_that_the_choosers_choose(report):
     chosen = splat_engines.choose_engine(CPU, torch.float32).name
     assert of(report, "engines", "splat raster")["used"] == chosen
-    assert len(report["engines"]) == 5
+    assert len(report["engines"]) == 8
     assert all(engine["used"] for engine in report["engines"])
 
 

@@ -471,6 +471,20 @@ def test_a_method_costs_all_its_stages_whoever_asked_first(orbit, surface, stage
     assert psnr(images, orbit.images[:2], (masks * orbit.masks[:2]) > 0.5) > 10
 
 
+def test_a_surface_may_have_a_guide_of_its_own_and_pays_for_that_alone(orbit):
+    longer = CONFIG.splat.with_changes(steps=CONFIG.splat.steps + 3)
+    pipeline = Pipeline(orbit, dataclasses.replace(CONFIG, methods=("neus",), guide=longer), run=2)
+    guide, cost = pipeline.guide()
+    assert guide.report["steps"] == pipeline.config.splat.steps + 3
+    _, whole = pipeline.mesh("neus")
+    assert set(pipeline._done) == {"guide", "field", "neus"}  # no splat of the other recipe
+    assert whole.seconds > cost.seconds
+    assert pipeline.fit()[0].report["steps"] == pipeline.config.splat.steps
+    settings = pipeline.config.settings("neus")
+    assert settings["splat"]["steps"] == longer.steps
+    assert pipeline.config.settings("splat")["splat"]["steps"] == CONFIG.splat.steps
+
+
 def test_objects_are_found_and_wrong_names_are_told(data, tmp_path):
     assert [path.name for path in find_objects(data)] == ["a <ball> & |more|", "sampled"]
     assert find_objects(data / "sampled") == [data / "sampled"]

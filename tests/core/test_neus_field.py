@@ -60,7 +60,7 @@ def test_levels_that_have_not_joined_change_nothing_and_learn_nothing():
     field.level_weights[2:] = 0
     before = field.sdf_and_gradient(points)
     sampled = field.evaluate(points)
-    (sampled.sdf.sum() + sampled.gradients.square().sum() + sampled.inputs.sum()).backward()
+    (sampled.sdf.sum() + sampled.gradients.square().sum() + sampled.codes.outputs.sum()).backward()
     split = GRID.offsets[1]
     assert bool(field.table.grad[:split].any()) and not field.table.grad[split:].any()
     with torch.no_grad():
@@ -145,13 +145,13 @@ def test_colours_lie_in_0_to_1_and_follow_the_view_only_if_asked(view_direction)
     sampled = field.evaluate(points)
     normals = F.normalize(sampled.gradients, dim=-1)
     with torch.no_grad():
-        seen = [field.shade(sampled.inputs, normals, d.expand(300, 3)) for d in torch.eye(3)[:2]]
+        seen = [field.shade(sampled.codes, normals, d.expand(300, 3)) for d in torch.eye(3)[:2]]
     for colours in seen:
         assert colours.shape == (300, 3)
         assert 0 <= float(colours.min()) and float(colours.max()) <= 1
     assert torch.equal(*seen) is not view_direction
     at = field.colours(points, sampled.gradients.detach())
-    torch.testing.assert_close(at, field.shade(sampled.inputs, normals, -normals).detach())
+    torch.testing.assert_close(at, field.shade(sampled.codes, normals, -normals).detach())
 
 
 def test_sharpness_starts_as_told():

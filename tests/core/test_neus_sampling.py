@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 
 from v3d_core.cameras import Orbit, camera_rays, orbit_cameras, project_points
-from v3d_core.neus.sampling import MARGIN, STEPS_ALONG, PixelPool, place_samples
+from v3d_core.neus.sampling import MARGIN, PixelPool, place_samples
+from v3d_core.neus.torch_sampling import STEPS_ALONG
 from v3d_core.structures import Views
 
 CENTRE, HALF_SIZE, BAND = torch.tensor([0.1, -0.2, 0.3]), 0.9, 0.1

@@ -60,7 +60,7 @@ class WarpEngine:
         self._streams: dict[int, object] = {}
         self._commands = threading.local()
         self._described: dict[tuple[int, int, int], Any] = {}
-        self.threads = max(1, min(MAX_THREADS, os.cpu_count() or 1))
+        self.threads = max(1, min(MAX_THREADS, _cores()))
         if device.type == "cpu":
             self.pool = ThreadPoolExecutor(self.threads, thread_name_prefix="v3d-kernels")
 
@@ -133,6 +133,13 @@ class WarpEngine:
             described._ref = None  # Warp would keep the tensor alive
             self._described[key] = described
         return described
+
+
+def _cores() -> int:
+    """Cores that this process may use, which a container or `taskset` may have made fewer."""
+    if hasattr(os, "sched_getaffinity"):  # Linux
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def contiguous(tensor: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ class NeusFitConfig:
     """One flat record; fractions are of the whole run, lengths in units of the cube's half side."""
 
     # run
-    steps: int = 3000  # optimiser steps
+    steps: int = 2400  # optimiser steps
     rays: int = 768  # per step, drawn from the pixels around the object
     samples: int = 32  # along a ray, most of them near the surface
     resolution: int = 512  # longer side of the pictures that are fitted, px; 0 = as they are

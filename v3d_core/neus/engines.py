@@ -1,9 +1,10 @@
 """Which kernels run: one contract per task, several engines, each checked against its oracle.
 
-`warp` are the built-in kernels (CPU and CUDA), `tinycudann` (hash grid) and `nerfacc` (compositing)
-come next on CUDA where they are installed, `torch` is the definition and runs anywhere. The choice is made once per
-device, with a log line that says which and why; `V3D_HASH_GRID` forces the engine of the hash grid,
-`V3D_COMPOSITING` that of the compositing.
+`warp` are the built-in kernels (CPU and CUDA; of the networks CPU alone, CUDA has libraries for
+products of matrices), `tinycudann` (hash grid) and `nerfacc` (compositing) come next on CUDA where
+they are installed, `torch` is the definition and runs anywhere. The choice is made once per device,
+with a log line that says which and why; `V3D_HASH_GRID` forces the engine of the hash grid,
+`V3D_COMPOSITING` that of the compositing, `V3D_NETWORKS` that of both networks.
 """
 
 from __future__ import annotations
@@ -20,6 +21,13 @@ from .. import backends
 from . import checks
 from .grid import Encoder
 from .torch_encoding import encode_torch
+from .torch_networks import (
+    ColourNetwork,
+    DistanceNetwork,
+    colour_network_torch,
+    distance_network_torch,
+)
+from .torch_sampling import Sampler, place_samples_torch
 from .torch_volume import Compositor, composite_torch
 
 logger = logging.getLogger(__name__)
@@ -45,6 +53,7 @@ class Engines(Generic[Task]):
         oracle: The definition in torch.
         candidates: The others' names in the order of preference, and the loader of each.
         check: What is wrong with one of them on a device, or an empty string.
+        devices: Where there are others than the oracle.
     """
 
     def __init__(
@@ -54,12 +63,14 @@ class Engines(Generic[Task]):
         oracle: Task,
         candidates: dict[str, Callable[[torch.device], Engine[Task]]],
         check: Callable[[Task, torch.device], str],
+        devices: tuple[str, ...] = ("cpu", "cuda"),
     ) -> None:
         self.task = task
         self.variable = variable
         self.oracle: Engine[Task] = Engine("torch", oracle, capturable=True)
         self.candidates = candidates
         self.check = check
+        self.devices = devices
         self._found: dict[tuple[str, torch.device], tuple[Engine[Task] | None, str]] = {}
         self._best: dict[torch.device, tuple[Engine[Task], list[str]]] = {}
 
@@ -73,7 +84,7 @@ class Engines(Generic[Task]):
         if forced not in ("", "torch", *self.candidates):
             known = ", ".join(["torch", *self.candidates])
             raise ValueError(f"{self.variable}={forced}: known engines are {known}")
-        if forced == "torch" or device.type not in ("cpu", "cuda") or dtype != torch.float32:
+        if forced == "torch" or device.type not in self.devices or dtype != torch.float32:
             return self.oracle
         device = _numbered(device)
         if forced:
@@ -94,7 +105,7 @@ class Engines(Generic[Task]):
         engine = self.choose(device, torch.float32)
         if forced := os.environ.get(self.variable, ""):
             return engine.name, [f"{self.variable}={forced} forces it"]
-        if device.type not in ("cpu", "cuda"):
+        if device.type not in self.devices:
             return engine.name, [f"no other one runs on {device.type}"]
         return engine.name, list(self._best[_numbered(device)][1])
 
@@ -118,6 +129,8 @@ class Engines(Generic[Task]):
 
     def _for(self, device: torch.device) -> list[str]:
         """Candidates for a kind of device."""
+        if device.type not in self.devices:
+            return []
         return [name for name in self.candidates if name == "warp" or device.type == "cuda"]
 
     def _first_that_agrees(self, device: torch.device) -> tuple[Engine[Task], list[str]]:
@@ -172,6 +185,24 @@ def _warp_compositor(device: torch.device) -> Engine[Compositor]:
     return Engine("warp", composite_warp, capturable=device.type == "cuda")
 
 
+def _warp_distance_network(device: torch.device) -> Engine[DistanceNetwork]:
+    from .warp_networks import distance_network_warp
+
+    return Engine("warp", distance_network_warp, capturable=False)
+
+
+def _warp_colour_network(device: torch.device) -> Engine[ColourNetwork]:
+    from .warp_networks import colour_network_warp
+
+    return Engine("warp", colour_network_warp, capturable=False)
+
+
+def _warp_sampler(device: torch.device) -> Engine[Sampler]:
+    from .warp_sampling import place_samples_warp
+
+    return Engine("warp", place_samples_warp, capturable=False)
+
+
 def _tinycudann_encoder(device: torch.device) -> Engine[Encoder]:
     from .tcnn_encoding import encode_tinycudann
 
@@ -198,4 +229,31 @@ COMPOSITORS = Engines[Compositor](
     composite_torch,
     {"warp": _warp_compositor, "nerfacc": _nerfacc_compositor},
     checks.compare_compositors,
+)
+
+DISTANCE_NETWORKS = Engines[DistanceNetwork](
+    "distance network",
+    "V3D_NETWORKS",
+    distance_network_torch,
+    {"warp": _warp_distance_network},
+    checks.compare_distance_networks,
+    devices=("cpu",),
+)
+
+COLOUR_NETWORKS = Engines[ColourNetwork](
+    "colour network",
+    "V3D_NETWORKS",
+    colour_network_torch,
+    {"warp": _warp_colour_network},
+    checks.compare_colour_networks,
+    devices=("cpu",),
+)
+
+SAMPLERS = Engines[Sampler](
+    "samples along rays",
+    "V3D_SAMPLES",
+    place_samples_torch,
+    {"warp": _warp_sampler},
+    checks.compare_samplers,
+    devices=("cpu",),
 )

@@ -15,14 +15,26 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .encoding import HashGrid, encode
+from .networks import Layers, Places, colour_network, distance_network
 from .trilinear import interleaved, trilinear
 
-SOFTPLUS_BETA = 100.0  # V3D, as NeuS
 GEOMETRY_FEATURES = 15  # outputs of the distance network that only the colour reads
 RESIDUAL_STD = 1e-3  # of the last layer at the start: the field starts as its start shape
 TABLE_RANGE = 1e-4  # of the hash grid's entries at the start (Mueller et al. 2022)
 INV_S_SCALE = 10.0  # inv_s = exp(scale * parameter), as NeuS
 CHUNK = 1 << 18  # points evaluated at once without gradients
+
+
+class Codes(NamedTuple):
+    """What the colour network reads of points besides normal and direction.
+
+    Attributes:
+        outputs: Of the distance network. [N, O]
+        places: Points as both networks know them.
+    """
+
+    outputs: Tensor
+    places: Places
 
 
 class Sampled(NamedTuple):
@@ -31,12 +43,12 @@ class Sampled(NamedTuple):
     Attributes:
         sdf: Signed distance, world units, negative inside. [N]
         gradients: d sdf / d point. [N, 3]
-        inputs: What the colour network reads besides normal and direction. [N, C]
+        codes: What the colour network reads besides normal and direction.
     """
 
     sdf: Tensor
     gradients: Tensor
-    inputs: Tensor
+    codes: Codes
 
 
 class SDFField(nn.Module):
@@ -160,27 +172,23 @@ class SDFField(nn.Module):
         """Distance, gradient and what the colour reads, differentiable in the parameters."""
         unit = (points - self.centre) / self.half_size  # [-1, 1]
         encoded = encode(unit / 2 + 0.5, self.table, self.grid)
-        inputs = torch.cat([unit, encoded.features * self.level_weights], dim=-1)
-        before = F.linear(inputs, self.weight1, self.bias1)
-        outputs = F.linear(F.softplus(before, SOFTPLUS_BETA), self.weight2, self.bias2)
+        places = Places(unit, encoded.features, self.level_weights)
+        seen = distance_network(places, self._distance_layers())
         start, start_gradient = self._start_at(unit)
-        # d outputs[0] / d inputs = W1^T (softplus' * w2)
-        slopes = (torch.sigmoid(SOFTPLUS_BETA * before) * self.weight2[0]) @ self.weight1
-        from_grid = encoded.pull_back(slopes[:, 3:] * self.level_weights) / 2
-        gradients = start_gradient + slopes[:, :3] + from_grid
-        sdf = (start + outputs[:, 0]) * self.half_size
-        return Sampled(sdf, gradients, torch.cat([outputs, inputs], dim=-1))
+        gradients = start_gradient + seen.by_unit + encoded.pull_back(seen.by_features) / 2
+        sdf = (start + seen.residual) * self.half_size
+        return Sampled(sdf, gradients, Codes(seen.outputs, places))
 
     def shade(
         self,
-        inputs: Tensor,  # [N, C]
+        codes: Codes,
         normals: Tensor,  # [N, 3] unit
         directions: Tensor,  # [N, 3] unit, of the rays
     ) -> Tensor:  # [N, 3]
         """Colours, sRGB in [0, 1]."""
-        parts = [inputs, normals, directions] if self.view_direction else [inputs, normals]
-        hidden = F.relu(F.linear(torch.cat(parts, dim=-1), self.colour1, self.colour_bias1))
-        return torch.sigmoid(F.linear(hidden, self.colour2, self.colour_bias2))
+        layers = Layers(self.colour1, self.colour_bias1, self.colour2, self.colour_bias2)
+        along = directions if self.view_direction else None
+        return colour_network(*codes, normals, along, layers)
 
     @torch.no_grad()
     def sdf(self, points: Tensor) -> Tensor:  # [N, 3] -> [N]
@@ -199,16 +207,18 @@ class SDFField(nn.Module):
         colours = []
         for some, slopes in zip(points.split(CHUNK), gradients.split(CHUNK), strict=True):
             normals = F.normalize(slopes, dim=-1)
-            colours.append(self.shade(self.evaluate(some).inputs, normals, -normals))
+            colours.append(self.shade(self.evaluate(some).codes, normals, -normals))
         return torch.cat(colours)
 
     def _sdf(self, points: Tensor) -> Tensor:
         unit = (points - self.centre) / self.half_size
         encoded = encode(unit / 2 + 0.5, self.table, self.grid, jacobian=False)
-        inputs = torch.cat([unit, encoded.features * self.level_weights], dim=-1)
-        hidden = F.softplus(F.linear(inputs, self.weight1, self.bias1), SOFTPLUS_BETA)
-        residual = F.linear(hidden, self.weight2[:1], self.bias2[:1])[:, 0]
+        places = Places(unit, encoded.features, self.level_weights)
+        residual = distance_network(places, self._distance_layers(), slopes=False).residual
         return (self._start_at(unit)[0] + residual) * self.half_size
+
+    def _distance_layers(self) -> Layers:
+        return Layers(self.weight1, self.bias1, self.weight2, self.bias2)
 
     def _start_at(self, unit: Tensor) -> tuple[Tensor, Tensor]:  # [N, 3] -> [N], [N, 3]
         """The start shape between its samples, clamped at the cube's faces.

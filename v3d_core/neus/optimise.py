@@ -192,7 +192,7 @@ class Stepper:
         directions = rays.directions[:, None].expand_as(points).reshape(-1, 3)
         sampled = field.evaluate(points.reshape(-1, 3))
         normals = F.normalize(sampled.gradients, dim=-1)
-        values = field.shade(sampled.inputs, normals, directions)
+        values = field.shade(sampled.codes, normals, directions)
         if rays.normals is not None and c.normal_weight:
             values = torch.cat([values, normals], dim=-1)
         cosines = (directions * sampled.gradients).sum(-1)

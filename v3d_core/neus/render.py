@@ -70,7 +70,7 @@ def render_field(
         towards = along[:, None].expand_as(points).reshape(-1, 3)
         sampled = field.evaluate(points.reshape(-1, 3))
         normals = F.normalize(sampled.gradients, dim=-1)
-        values = torch.cat([field.shade(sampled.inputs, normals, towards), normals], dim=-1)
+        values = torch.cat([field.shade(sampled.codes, normals, towards), normals], dim=-1)
         shape = samples.deltas.shape
         seen = composite(
             sampled.sdf.view(shape),

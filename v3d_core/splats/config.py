@@ -125,3 +125,12 @@ def splat_preset(name: str, device_type: str) -> SplatFitConfig:
     if name not in presets:
         raise ValueError(f"no preset {name!r}; there are {', '.join(presets)}")
     return presets[name]
+
+
+def guide_preset(name: str, device_type: str) -> SplatFitConfig:
+    """`splat_preset` for a splat that guides a surface fit: on a CPU `normal` takes that of `best`.
+
+    The fit that follows takes minutes there itself, and its normals are those of its guide.
+    """
+    longer = name == "normal" and device_type != "cuda"
+    return splat_preset("best" if longer else name, device_type)
