@@ -12,6 +12,7 @@ from v3d_core import cli
 from v3d_core.cameras import Orbit, orbit_cameras
 from v3d_core.demo_object import sphere_object
 from v3d_core.formats.views import save_views
+from v3d_core.mesh import asset, texture_checks
 from v3d_core.mesh.asset import AssetConfig, put_texture, shape_from_views
 from v3d_core.mesh.geometry_config import GeometryConfig
 from v3d_core.mesh.refine_geometry import refine_geometry, surface_of
@@ -196,3 +197,13 @@ def test_the_command_line_refines_the_shape_on_request(views, tmp_path):
     assert report["geometry"]["outline_px_after"] < report["geometry"]["outline_px"] / 4
     saved = trimesh.load(tmp_path / "out" / "textured.glb", process=False, force="mesh")
     assert np.linalg.norm(saved.vertices, axis=1).mean() == pytest.approx(RADIUS, rel=0.002)
+
+
+def test_a_texture_larger_than_memory_is_refused_before_the_shape_is_refined(views, monkeypatch):
+    def never(*arguments, **settings):
+        raise AssertionError("the shape was refined first")
+
+    monkeypatch.setattr(asset, "refine_geometry", never)
+    monkeypatch.setattr(texture_checks, "free_bytes", lambda device: 10**9)
+    with pytest.raises(ValueError, match=r"4096x4096 .* but 1\.0 GB are free"):
+        put_texture(ball(), views, AssetConfig(texture_size=4096, refine_geometry=True))

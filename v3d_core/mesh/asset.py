@@ -17,6 +17,7 @@ from .clean_config import CleanConfig
 from .refine import chosen_views, refine_texture
 from .refine_geometry import refine_geometry
 from .shape import Distance
+from .texture_checks import require_memory
 from .texture_config import RefineConfig
 
 ALIGN_CHOICES = ("auto", "on", "off")
@@ -131,6 +132,8 @@ def put_texture(
     shaped: dict[str, Any] = {}
     found: list[AlignedViews] = []
     if config.refine_geometry:
+        refining = config.refining()  # a refusal shall not wait for the shape
+        require_memory(refining.resolution, chosen_views(views, refining), mesh.device)
         mesh, shaped, aligned = _shape_from_views(
             mesh, views, config, progress=part_of(progress, 0.0, SHAPING)
         )

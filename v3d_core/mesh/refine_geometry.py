@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import torch
@@ -91,13 +92,12 @@ def refine_geometry(
     agreements = []
     # what is farther from every outline than the widest blur reaches says nothing
     views = crop_views(views, math.ceil(REACH * max(config.blurs_px)) + BAND_PX)
-    pictures, blur_of_pictures = views.masks[:, None], 0.0
+    pictures_at = lru_cache(maxsize=1)(partial(blurred, views))  # rounds share them
     with cores_for_warp(mesh.device):
         surface = surface_of(mesh, views.cameras, config)
         offsets = torch.zeros(len(surface.places), device=mesh.device)  # px
         for number, blur in enumerate(looks):
-            if blur != blur_of_pictures:
-                pictures, blur_of_pictures = blurred(views, blur), blur
+            pictures = pictures_at(blur)
             queries = MeshQueries(surface.moved(offsets), surface.faces)
             normals, points = face_normals(queries), queries.points(surface.face, surface.shares)
             colours, outlines = [], []
