@@ -16,6 +16,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import cpu_kernels
 import neus_kernels
 import rasterizers
 import record
@@ -30,6 +31,7 @@ ROOT = Path(__file__).resolve().parents[1]
 DOCUMENT = ROOT / "docs" / "numbers.md"
 RESULTS = ROOT / "docs" / "numbers"
 TABLES = {
+    "cpu_kernels": cpu_kernels.markdown,
     "evaluate": evaluation_report.markdown_tables,
     "neus_kernels": neus_kernels.markdown,
     "rasterizers": rasterizers.markdown,

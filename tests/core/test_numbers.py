@@ -146,6 +146,28 @@ def test_table_of_the_neus_kernels_sets_times_against_floors(numbers):
     assert "Copy 1 GB/s" in table
 
 
+def test_table_of_a_cpus_kernels_sets_both_engines_side_by_side(numbers):
+    kernels = numbers.cpu_kernels
+    case = {"task": "colour network", "work": "both", "ms": {"warp": 4.0, "torch": 10.0}}
+    table = kernels.markdown({"results": {"cases": [case]}})
+    assert "| colour network | both | 4.00 | 10.00 | 2.50 |" in table
+
+
+def test_works_of_a_cpus_kernels_give_the_same_by_every_engine(numbers, monkeypatch):
+    kernels = numbers.cpu_kernels
+    monkeypatch.setattr(kernels, "SIDE", 40)
+    monkeypatch.setattr(kernels, "POINTS", 100)
+    monkeypatch.setattr(kernels, "FIT", kernels.FIT.with_changes(rays=50, start_resolution=32))
+    for build in kernels.TASKS.values():
+        engines = build()
+        assert set(engines) == {"warp", "torch"}
+        for kind in engines["torch"]:
+            mine, true = (engines[name][kind]() for name in ("warp", "torch"))
+            for a, b in zip(mine, true, strict=True):
+                a, b = a.detach().float(), b.detach().float()
+                assert float((a - b).norm()) <= 0.02 * float(b.norm())
+
+
 def test_points_of_the_kernels_lie_ray_by_ray_in_a_thin_shell(numbers):
     import torch
 
