@@ -1,10 +1,11 @@
 """Which kernels run: one contract per task, several engines, each checked against its oracle.
 
-`warp` are the built-in kernels (CPU and CUDA; of the networks CPU alone, CUDA has libraries for
-products of matrices), `tinycudann` (hash grid) and `nerfacc` (compositing) come next on CUDA where
-they are installed, `torch` is the definition and runs anywhere. The choice is made once per device,
-with a log line that says which and why; `V3D_HASH_GRID` forces the engine of the hash grid,
-`V3D_COMPOSITING` that of the compositing, `V3D_NETWORKS` that of both networks.
+`warp` are the built-in kernels: of the hash grid and the compositing on CPU and CUDA, of the networks
+and the samples along rays on the CPU, as torch has what a captured CUDA step needs. `tinycudann`
+(hash grid) and `nerfacc` (compositing) come next on CUDA where they are installed, `torch` is the
+definition and runs anywhere. The choice is made once per device, with a log line that says which
+and why; `V3D_HASH_GRID`, `V3D_COMPOSITING`, `V3D_NETWORKS` (both) and `V3D_SAMPLES` force an engine
+where a task has it.
 """
 
 from __future__ import annotations
@@ -103,10 +104,10 @@ class Engines(Generic[Task]):
             ValueError: As `choose`.
         """
         engine = self.choose(device, torch.float32)
-        if forced := os.environ.get(self.variable, ""):
-            return engine.name, [f"{self.variable}={forced} forces it"]
         if device.type not in self.devices:
             return engine.name, [f"no other one runs on {device.type}"]
+        if forced := os.environ.get(self.variable, ""):
+            return engine.name, [f"{self.variable}={forced} forces it"]
         return engine.name, list(self._best[_numbered(device)][1])
 
     def find(self, name: str, device: torch.device) -> tuple[Engine[Task] | None, str]:
