@@ -16,9 +16,7 @@ __name__ = "v3d_core.kernels.neus_volume"
 
 LANES = 1  # pieces of work per ray
 
-_SIGMOID = r"""
-constexpr int BLOCK = 64;
-constexpr float ALPHA_EPSILON = 1e-5f;
+SIGMOID = r"""
 // by a polynomial of what is left after powers of two, which vectorises: relative error 1e-7
 auto sigmoid = [](float x) -> float {
   float y = x > 80.f ? -80.f : (x < -80.f ? 80.f : -x);
@@ -32,9 +30,17 @@ auto sigmoid = [](float x) -> float {
   __builtin_memcpy(&scale, &bits, 4);
   return 1.f / (1.f + p * scale);
 };
+"""
+
+_SIGMOIDS = (
+    SIGMOID
+    + r"""
+constexpr int BLOCK = 64;
+constexpr float ALPHA_EPSILON = 1e-5f;
 const float sharpness = inv_s.data[0], blend = anneal.data[0];
 const size_t start = (size_t)ray * samples;
 """
+)
 
 # Per sample of a block: half its segment's change of distance, and the sigmoids at both ends.
 _ENDS = r"""
@@ -55,7 +61,7 @@ _ENDS = r"""
 """
 
 _FORWARD = (
-    _SIGMOID
+    _SIGMOIDS
     + r"""
 float T = 1.f, opacity = 0.f;
 float* __restrict__ out = composited.data + (size_t)ray * channels;
@@ -83,7 +89,7 @@ opacities.data[ray] = opacity; left.data[ray] = T;
 )
 
 _BACKWARD = (
-    _SIGMOID
+    _SIGMOIDS
     + r"""
 const float* __restrict__ grad = grad_composited.data + (size_t)ray * channels;
 float T = left.data[ray], behind = 0.f, by_sharpness = 0.f;

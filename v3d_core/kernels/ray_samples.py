@@ -8,30 +8,21 @@ comes in order, so that a walk finds it. Contract and oracle: `neus/torch_sampli
 # Annotations must be evaluated: Warp reads the types of kernel arguments from them.
 import warp as wp
 
+from .neus_volume import SIGMOID
+
 # Warp names its cache files after this; ComfyUI imports the pack under a name with slashes in it.
 __name__ = "v3d_core.kernels.ray_samples"
 
-_PLACE = r"""
-#pragma clang fp contract(fast)
+_PLACE = (
+    "\n#pragma clang fp contract(fast)\n"
+    + SIGMOID
+    + r"""
 typedef float f2 __attribute__((ext_vector_type(2), aligned(4)));
 constexpr int K = 96;
 constexpr float SHARPNESS = 4.f;
 auto clamp = [](float x, float low, float high) -> float {
   x = x > low ? x : low;
   return x < high ? x : high;
-};
-// as in `neus_volume`
-auto sigmoid = [](float x) -> float {
-  float y = x > 80.f ? -80.f : (x < -80.f ? 80.f : -x);
-  int power = (int)(y * 1.44269504f + 127.5f);
-  float n = (float)(power - 127);
-  float r = (y - n * 0.693359375f) + n * 2.12194440e-4f;
-  float p = 1.f + r * (1.f + r * (.5f + r * (.16666667f + r * (.041666667f
-            + r * (.0083333333f + r * .0013888889f)))));
-  int bits = power << 23;
-  float scale;
-  __builtin_memcpy(&scale, &bits, 4);
-  return 1.f / (1.f + p * scale);
 };
 float origin[3], along[3], near = 0.f, far = 1e30f;
 for (int i = 0; i < 3; ++i) {
@@ -126,6 +117,7 @@ for (int j = 0; j <= count; ++j) {
   edge_before = edge;
 }
 """
+)
 
 _Floats = wp.array(dtype=wp.float32)
 _Flags = wp.array(dtype=wp.bool)
