@@ -187,10 +187,12 @@ def markdown(stored: dict[str, Any]) -> str:
         for method, result in methods.items():
             cells = [form.format(result["mean"][key]) for key, (_, form) in COLUMNS.items()]
             lines.append(f"| {name} | {method} | " + " | ".join(cells) + " |")
+    # results from before a guide had settings of its own do not say
+    guide = f", {results['guide_steps']} steps where they guide" if "guide_steps" in results else ""
     lines += [
         "",
         f"Surface fit: `{results['preset']}` preset, meshes of {results['resolution']} voxels; splats: "
-        f"`{results['splat_preset']}`; mean of {results['runs']} runs, fit and meshing together, "
+        f"`{results['splat_preset']}`{guide}; mean of {results['runs']} runs, fit and meshing together, "
         "views in memory.",
     ]
     return "\n".join(lines)
@@ -219,6 +221,7 @@ def main() -> None:
         "objects": {},
         "preset": options.preset,
         "splat_preset": options.splat_preset,
+        "guide_steps": guide_preset(options.splat_preset, options.device.split(":")[0]).steps,
         "resolution": options.resolution,
         "runs": options.runs,
     }

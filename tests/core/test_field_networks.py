@@ -132,13 +132,15 @@ def test_kernels_are_the_same_bits_however_many_threads_there_are(monkeypatch):
         assert all(torch.equal(a, b) for a, b in zip(found[0], others, strict=True))
 
 
-def test_no_points_and_too_many_units_are_no_trouble():
+def test_no_points_and_too_many_units_are_no_trouble(caplog):
     distance, colour = warp_networks()
     found = both(distance, colour, (0, 24, 48, 16, False), torch.float32)
     assert [len(r) for r in found[:5]] == [0] * 5
     assert not any(g.any() for g in found[5:])
     large = (40, 60, 80, 16, False)  # more than the kernels have room for
-    mine = both(distance, colour, large, torch.float32)
+    with caplog.at_level("WARNING"):
+        mine = both(distance, colour, large, torch.float32)
+    assert "a network of 80 units and 16 outputs runs in torch" in caplog.text
     true = both(distance_network_torch, colour_network_torch, large, torch.float32)
     for found, wanted in zip(mine, true, strict=True):
         assert torch.equal(found, wanted)

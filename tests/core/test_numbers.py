@@ -146,6 +146,14 @@ def test_table_of_the_neus_kernels_sets_times_against_floors(numbers):
     assert "Copy 1 GB/s" in table
 
 
+def test_table_of_surfaces_says_what_guided_them_where_it_is_known(numbers):
+    results = {"objects": {}, "preset": "normal", "splat_preset": "normal", "resolution": 384}
+    results["runs"] = 1
+    assert "splats: `normal`; mean of 1" in numbers.surfaces.markdown({"results": results})
+    told = numbers.surfaces.markdown({"results": results | {"guide_steps": 1200}})
+    assert "splats: `normal`, 1200 steps where they guide; mean of 1" in told
+
+
 def test_table_of_a_cpus_kernels_sets_both_engines_side_by_side(numbers):
     kernels = numbers.cpu_kernels
     case = {"task": "colour network", "work": "both", "ms": {"warp": 4.0, "torch": 10.0}}

@@ -6,6 +6,7 @@ feature in memory, as the hash grid writes and reads them.
 
 from __future__ import annotations
 
+import logging
 from functools import cache
 
 import torch
@@ -22,10 +23,12 @@ from .torch_networks import (
     distance_network_torch,
 )
 
+logger = logging.getLogger(__name__)
+
 
 def distance_network_warp(places: Places, layers: Layers, slopes: bool) -> Distances:
     """See `torch_networks.distance_network_torch`."""
-    if not _fits(layers):
+    if not _fits(layers, len(layers.weight2)):
         return distance_network_torch(places, layers, slopes)
     return Distances(*_Distances.apply(slopes, *places, *layers))
 
@@ -34,16 +37,30 @@ def colour_network_warp(
     outputs: Tensor, places: Places, normals: Tensor, directions: Tensor | None, layers: Layers
 ) -> Tensor:
     """See `torch_networks.colour_network_torch`."""
-    if not _fits(layers) or outputs.shape[1] > kernels.MOST_OUTPUTS:
+    if not _fits(layers, outputs.shape[1]):
         return colour_network_torch(outputs, places, normals, directions, layers)
     return _Colours.apply(outputs, normals, directions, *places, *layers)
 
 
-def _fits(layers: Layers) -> bool:
-    """Whether the kernels have room for so many units."""
-    return (
-        max(layers.weight1.shape) <= kernels.MOST_UNITS
-        and len(layers.weight2) <= kernels.MOST_OUTPUTS
+def _fits(layers: Layers, outs: int) -> bool:
+    """Whether the kernels have room for so many units, and outputs of the distance network."""
+    units = max(layers.weight1.shape)
+    if units <= kernels.MOST_UNITS and outs <= kernels.MOST_OUTPUTS:
+        return True
+    _tell_of_torch(units, outs)
+    return False
+
+
+@cache
+def _tell_of_torch(units: int, outs: int) -> None:
+    """Once for every size, not in every step."""
+    logger.warning(
+        "a network of %d units and %d outputs runs in torch, which is slower: the kernels have room "
+        "for %d and %d",
+        units,
+        outs,
+        kernels.MOST_UNITS,
+        kernels.MOST_OUTPUTS,
     )
 
 
@@ -130,31 +147,30 @@ class _Colours(torch.autograd.Function):
         places, layers = Places(*tensors[:3]), Layers(*tensors[3:])
         count, outs = outputs.shape
         along = normals if directions is None else directions
-        seen = [
-            *(contiguous(t) for t in (outputs, normals)), int(directions is not None),
-            contiguous(along),
-        ]  # fmt: skip
+        seen = [contiguous(t) for t in (outputs, normals, along)]
+        ctx.with_directions = int(directions is not None)
         colours = outputs.new_empty(count, 3)
         _engine().share(
-            kernels.colours, [*_read(places, layers, outs), *seen, colours], _pieces(count)
+            kernels.colours,
+            [*_read(places, layers, outs), *seen[:2], ctx.with_directions, seen[2], colours],
+            _pieces(count),
         )
-        ctx.save_for_backward(*tensors)
-        ctx.seen = seen
+        ctx.save_for_backward(*tensors, *seen)
         return colours
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_colours):  # pyright: ignore[reportIncompatibleMethodOverride]
-        places, layers = Places(*ctx.saved_tensors[:3]), Layers(*ctx.saved_tensors[3:])
+        *tensors, outputs, normals, along = ctx.saved_tensors
+        places, layers = Places(*tensors[:3]), Layers(*tensors[3:])
         count, width = places.features.shape
-        outputs, normals = ctx.seen[:2]
         grad_outputs, grad_normals = torch.empty_like(outputs), torch.empty_like(normals)
         grad_features = layers.bias1.new_empty(width, count)
         grad_weights = _room_for_gradients(layers, count)
         _engine().share(
             kernels.differentiate_colours,
-            [*_read(places, layers, outputs.shape[1]), *ctx.seen, contiguous(grad_colours),
-             grad_outputs, grad_normals, grad_features, grad_weights],
+            [*_read(places, layers, outputs.shape[1]), outputs, normals,
+             ctx.with_directions, along, contiguous(grad_colours), grad_outputs, grad_normals, grad_features, grad_weights],
             _pieces(count),
         )  # fmt: skip
         by_layers = _sum_of_pieces(grad_weights, layers)
